@@ -1,0 +1,78 @@
+"""``output-keeper kernel -f CONNECTION_FILE [options] -- KERNEL ARGV…``: run a kernel under a keeper."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def run_kernel(arguments: Sequence[str]) -> int:
+    """Parse the command line and be the keeper until the kernel ends; gives the kernel's exit code."""
+    parser = _parser()
+    given = list(arguments)
+    if "--" not in given:
+        parser.error("the kernel's own command line comes after --")
+    split = given.index("--")
+    options, argv = parser.parse_args(given[:split]), given[split + 1 :]
+    if not argv:
+        parser.error("there is no kernel command line after --")
+    from output_keeper.keeper.main import KeeperSettings, run_keeper
+
+    env = json.load(sys.stdin)["env"] if options.env_from_stdin else None
+    return run_keeper(
+        KeeperSettings(
+            connection_file=options.connection_file,
+            argv=argv,
+            kernel_id=options.kernel_id,
+            kernel_name=options.kernel_name,
+            cwd=options.cwd,
+            env=env,
+            record_dir=options.record_dir,
+            expect_grants=options.expect_grants,
+            hold=options.hold,
+            flush_interval=options.flush_interval,
+            sync=options.sync,
+            runs_per_cell=options.runs_per_cell,
+            ready_fd=options.ready_fd,
+        )
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="output-keeper kernel",
+        usage="output-keeper kernel -f CONNECTION_FILE [options] -- KERNEL ARGV ...",
+        description="Run a kernel, forward its five channels and record what it says.",
+    )
+    parser.add_argument(
+        "-f", "--connection-file", type=Path, required=True, help="the file clients connect with"
+    )
+    parser.add_argument("--kernel-id", help="names the record; default: from the connection file's name")
+    parser.add_argument("--kernel-name", default="", help="the kernelspec's name")
+    parser.add_argument("--cwd", help="the kernel's working directory; default: this one")
+    parser.add_argument(
+        "--record-dir", type=Path, help="the folder of the records; default: in Jupyter's data folder"
+    )
+    parser.add_argument(
+        "--expect-grants",
+        action="store_true",
+        help="hold a cell's outputs until it is decided who writes them",
+    )
+    parser.add_argument(
+        "--hold", type=float, default=2.0, metavar="SECONDS", help="for at most so long (default 2)"
+    )
+    parser.add_argument(
+        "--flush-interval", type=float, default=0.03, metavar="SECONDS", help="between writes (default 0.03)"
+    )
+    parser.add_argument(
+        "--sync", choices=["normal", "full"], default="normal", help="what a power loss may take"
+    )
+    parser.add_argument(
+        "--runs-per-cell", type=int, default=10, help="how many runs of a cell are kept (default 10)"
+    )
+    parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--env-from-stdin", action="store_true", help=argparse.SUPPRESS)
+    return parser

@@ -1,0 +1,245 @@
+"""The keeper process: bind, start the kernel, forward and record until the kernel ends.
+
+One keeper per kernel start. The main thread owns the kernel's process and the signals; the proxy's thread moves
+messages, the recorder's thread writes the record. See docs/design.md, "Processes and their lifetimes".
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import os
+import re
+import signal
+import sys
+import threading
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import zmq
+
+from output_keeper.errors import OutputKeeperError
+from output_keeper.keeper.child import Child, describe_exit, exit_status
+from output_keeper.keeper.grants import Grants
+from output_keeper.keeper.proxy import Proxy
+from output_keeper.keeper.recorder import Recorder, RecorderSettings
+from output_keeper.keeper.sockets import ConnectionInfo, bind_front, connect_back, private_connection
+from output_keeper.protocol.messages import Signer
+from output_keeper.record import paths
+from output_keeper.record.database import Sync
+from output_keeper.record.runs import Process, Run, RunLock, identity, remove
+
+CANNOT_START = (
+    70  # EX_SOFTWARE: exit code when no kernel was started; the launcher may start it without a keeper
+)
+LOG_BYTES = 5 * 1024 * 1024
+TERMINATE_GRACE = 5.0  # s a kernel gets after SIGTERM before it is killed
+DRAIN_LIMIT = 10.0  # s
+
+
+@dataclass(frozen=True)
+class KeeperSettings:
+    """What a launcher says about a kernel start. Only the connection file and the kernel's argv are needed."""
+
+    connection_file: Path
+    argv: Sequence[str]
+    kernel_id: str | None = None
+    kernel_name: str = ""
+    cwd: str | None = None
+    env: dict[str, str] | None = None
+    record_dir: Path | None = None
+    expect_grants: bool = False
+    hold: float = 2.0
+    flush_interval: float = 0.03
+    sync: Sync = "normal"
+    runs_per_cell: int = 10
+    ready_fd: int | None = None
+    extra_arguments: list[str] = field(default_factory=list)
+
+
+class Keeper:
+    """Run one kernel. `run` blocks until it has ended and gives the exit code that says how."""
+
+    def __init__(self, settings: KeeperSettings) -> None:
+        self._settings = settings
+        self.kernel_id = settings.kernel_id or kernel_id_from(settings.connection_file)
+        self._run_dir = paths.private_folder(paths.run_dir(self.kernel_id))
+        self._log = _logger(self._run_dir / "keeper.log")
+        self._child: Child | None = None
+        self._ended = threading.Event()
+        self._returncode = 0
+        self._asked = ""  # who asked the kernel to end, in words
+
+    def run(self) -> int:
+        """Bind, start, forward, record, clean up. Raises `OutputKeeperError` when the kernel cannot be started."""
+        settings = self._settings
+        front = ConnectionInfo.load(settings.connection_file)
+        lock = RunLock(self._run_dir)
+        lock.acquire()
+        context = zmq.Context[zmq.Socket[bytes]]()
+        try:
+            return self._run(context, front)
+        finally:
+            context.destroy(linger=1000)
+            remove(self._run_dir, lock)
+
+    def _run(self, context: zmq.Context[zmq.Socket[bytes]], front: ConnectionInfo) -> int:
+        settings = self._settings
+        front_sockets = bind_front(context, front)
+        private = private_connection(front)
+        back_sockets = connect_back(context, private)
+        private_file = self._run_dir / "kernel.json"
+        private.write(private_file)
+
+        recorder: Recorder
+        proxy = Proxy(
+            context,
+            front_sockets,
+            back_sockets,
+            signer=Signer(front.key, front.signature_scheme),
+            grants=Grants(expect=settings.expect_grants, hold_for=settings.hold),
+            tap=lambda channel, direction, frames: recorder.tap(channel, direction, frames),
+            decided=lambda msg_id, owner: recorder.decided(msg_id, owner),
+        )
+        record_dir = paths.private_folder(settings.record_dir or paths.record_dir())
+        recorder = Recorder(
+            context,
+            kernel_id=self.kernel_id,
+            signer=Signer(front.key, front.signature_scheme),
+            key=front.key,
+            endpoint_address=self._endpoint_address() if front.key else None,
+            settings=RecorderSettings(
+                path=paths.record_path(self.kernel_id, record_dir),
+                sync=settings.sync,
+                flush_interval=settings.flush_interval,
+                runs_per_cell=settings.runs_per_cell,
+            ),
+            proxy=proxy,
+            log=self._log,
+        )
+        self._listen()
+        proxy.start()
+        recorder.start()
+        private.release()
+        self._child = Child(
+            list(settings.argv),
+            env=settings.env if settings.env is not None else dict(os.environ),
+            cwd=settings.cwd,
+            connection_file=settings.connection_file,
+            private_file=private_file,
+            on_exit=self._exited,
+        )
+        self._log.info("= kernel %s started, pid %s", self.kernel_id, self._child.pid)
+        self._write_run(front, recorder, self._child.pid)
+        self._ready()
+        if self._asked:  # a signal that came before there was a kernel to pass it to
+            self._child.terminate()
+        self._ended.wait()
+        return self._finish(proxy, recorder)
+
+    def _finish(self, proxy: Proxy, recorder: Recorder) -> int:
+        """The kernel is gone: let everything it said through, record how it ended, and give the exit code."""
+        proxy.stop_when_drained()
+        proxy.finished.wait(DRAIN_LIMIT)
+        asked = self._asked or proxy.shutdown_requested
+        how = f"the kernel {describe_exit(self._returncode)}"
+        if asked:
+            how = f"the kernel was {asked}"
+        self._log.info("= %s (%s)", how, describe_exit(self._returncode))
+        recorder.finish(how, died=not asked)
+        recorder.join()
+        proxy.join(DRAIN_LIMIT)
+        return exit_status(self._returncode)
+
+    def _exited(self, returncode: int) -> None:
+        self._returncode = returncode
+        self._ended.set()
+
+    # -- signals --------------------------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        signal.signal(signal.SIGINT, self._interrupt)
+        signal.signal(signal.SIGTERM, self._terminate)
+        if hasattr(signal, "SIGQUIT"):
+            signal.signal(signal.SIGQUIT, self._kill)
+        if hasattr(signal, "SIGHUP"):
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def _interrupt(self, _signum: int, _frame: FrameType | None) -> None:
+        if self._child is not None:
+            self._child.interrupt()
+
+    def _terminate(self, _signum: int, _frame: FrameType | None) -> None:
+        """End the kernel in order; one that does not go within the grace is killed."""
+        self._asked = "terminated"
+        if self._child is not None:
+            self._child.terminate()
+            timer = threading.Timer(TERMINATE_GRACE, self._child.kill)
+            timer.daemon = True
+            timer.start()
+
+    def _kill(self, _signum: int, _frame: FrameType | None) -> None:
+        self._asked = "killed on request"
+        if self._child is not None:
+            self._child.kill()
+
+    # -- what others see ------------------------------------------------------------------------------------------
+
+    def _endpoint_address(self) -> str:
+        return paths.endpoint_address(self._run_dir) or "tcp://127.0.0.1:*"
+
+    def _write_run(self, front: ConnectionInfo, recorder: Recorder, kernel_pid: int) -> None:
+        settings = self._settings
+        Run(
+            kernel_id=self.kernel_id,
+            kernel_name=settings.kernel_name or front.kernel_name,
+            cwd=settings.cwd or str(Path.cwd()),
+            argv=list(settings.argv),
+            env={},
+            extra_arguments=settings.extra_arguments,
+            connection=front.to_dict(),
+            endpoint=recorder.endpoint_address,
+            record=str(recorder.path),
+            keeper=identity(),
+            kernel=Process.of(kernel_pid),
+            grants=settings.expect_grants,
+            server=Process.of(os.getppid()),
+            sessions=[],
+            started=datetime.now(timezone.utc).isoformat(),
+        ).write(self._run_dir)
+
+    def _ready(self) -> None:
+        if self._settings.ready_fd is not None:
+            os.write(self._settings.ready_fd, b"ready\n")
+            os.close(self._settings.ready_fd)
+
+
+def kernel_id_from(connection_file: Path) -> str:
+    """Give the kernel's id as servers name connection files (``kernel-<uuid>.json``), else a new one."""
+    match = re.fullmatch(r"kernel-([0-9a-fA-F-]{36})", connection_file.stem)
+    return match.group(1) if match else str(uuid.uuid4())
+
+
+def _logger(path: Path) -> logging.Logger:
+    handler = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8")
+    path.chmod(0o600)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s"))
+    logger = logging.getLogger("output_keeper")
+    logger.addHandler(handler)
+    logger.setLevel(os.environ.get("OUTPUT_KEEPER_LOG_LEVEL", "INFO"))
+    logger.propagate = False
+    return logger
+
+
+def run_keeper(settings: KeeperSettings) -> int:
+    """Run a keeper as this process. What stops it before there is a kernel is said on stderr."""
+    try:
+        return Keeper(settings).run()
+    except (OutputKeeperError, OSError) as error:
+        print(f"output-keeper: {error}", file=sys.stderr)  # noqa: T201
+        return CANNOT_START

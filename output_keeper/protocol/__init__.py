@@ -1,0 +1,1 @@
+"""Pure: what messages mean. No sockets, files, clock, asyncio or pycrdt in here."""

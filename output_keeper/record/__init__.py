@@ -1,0 +1,1 @@
+"""The CRDT record and its durability: schema, store, sync, projection by value, run files."""

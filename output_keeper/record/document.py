@@ -1,0 +1,360 @@
+"""The record: the CRDT document that holds what a kernel said. Its schema lives here and nowhere else.
+
+The schema (version 1) is described in docs/record-format.md. Writers and followers share this class: a writer
+folds changes in, a follower only applies updates and reads. Root types::
+
+    meta        {version, kernel_id}
+    executions  {msg_id: {seq, start, cell_id, code, session, state, owner, execution_count,
+                          requested, started, ended, reason, edits, outputs}}
+    kernel      {state, info, starts: [{started, ended, how}]}
+    stdin       {pending: {msg_id, parent_id, prompt, password} | null}
+
+A stream output is a Map whose ``text`` is an Array of Texts, of which only the last still changes: a Text that
+grows costs O(its length) per append in yrs, so it is closed at ``CHUNK`` bytes. Every other output is a plain value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pycrdt import Array, Doc, Map, Text, TransactionEvent
+
+from output_keeper.errors import StoreVersion
+from output_keeper.protocol.execution import ExecutionState
+from output_keeper.protocol.outputs import AddOutput, Change, EditStream, KeepOutputs, SetOutput
+
+VERSION = 1
+CHUNK = 16 * 1024  # bytes of UTF-8 after which a stream's Text is closed
+_EXACT_INTEGER = 2**53  # what a JavaScript number holds exactly; Yjs turns larger integers into BigInt
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionView:
+    """One execution without its outputs, as the record holds it. Dates are the kernel's or client's ISO 8601 strings."""
+
+    msg_id: str
+    seq: int
+    start: int
+    cell_id: str | None
+    code: str
+    session: str
+    state: ExecutionState
+    owner: str
+    execution_count: int | None
+    requested: str | None
+    started: str | None
+    ended: str | None
+    reason: str
+    edits: int
+    length: int
+    pager: bool
+
+
+class RecordDocument:
+    """A record as a writer or a follower holds it in memory. Not thread-safe: one thread owns it."""
+
+    def __init__(self, kernel_id: str | None = None) -> None:
+        self.doc: Doc[Any] = Doc()
+        self._meta: Map[Any] = self.doc.get("meta", type=Map)
+        self._executions: Map[Any] = self.doc.get("executions", type=Map)
+        self._kernel: Map[Any] = self.doc.get("kernel", type=Map)
+        self._stdin: Map[Any] = self.doc.get("stdin", type=Map)
+        self._kernel_id = kernel_id
+
+    # -- as a replica ---------------------------------------------------------------------------------------------
+
+    def apply(self, update: bytes) -> None:
+        """Merge a Yjs update. Applying one twice, or in any order, gives the same record."""
+        self.doc.apply_update(update)
+
+    def check_version(self, path: str) -> None:
+        """Raise `StoreVersion` when the record was written with a newer schema than this program knows."""
+        version = self._meta.get("version", VERSION)
+        if version > VERSION:
+            raise StoreVersion(
+                f"the record has schema {int(version)}, this output-keeper knows {VERSION}",
+                path=path,
+                hint="upgrade output-keeper",
+            )
+
+    def observe_updates(self, callback: Callable[[bytes], None]) -> None:
+        """Call back with the Yjs update of every transaction."""
+
+        def updated(event: TransactionEvent) -> None:
+            callback(event.update)
+
+        self._subscription = self.doc.observe(updated)
+
+    def observe_touched(self, callback: Callable[[set[str]], None]) -> None:
+        """Call back with the msg_ids of the executions each transaction touched."""
+
+        def touched(events: Sequence[Any], _transaction: object = None) -> None:
+            ids: set[str] = set()
+            for event in events:
+                ids.update([event.path[0]] if event.path else event.keys)
+            callback(ids)
+
+        self._touched = self._executions.observe_deep(touched)
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    def __contains__(self, msg_id: str) -> bool:
+        """Tell whether this execution is in the record."""
+        return msg_id in self._executions
+
+    @property
+    def kernel_id(self) -> str | None:
+        """The kernel this record belongs to."""
+        return self._meta.get("kernel_id", self._kernel_id)
+
+    def msg_ids(self) -> list[str]:
+        """Every execution in the order of their requests."""
+        return sorted(self._executions.keys(), key=lambda msg_id: self._executions[msg_id]["seq"])
+
+    def views(self) -> Iterator[ExecutionView]:
+        """Every execution in the order of their requests."""
+        return (self.view(msg_id) for msg_id in self.msg_ids())
+
+    def view(self, msg_id: str) -> ExecutionView:
+        """One execution. Raises `KeyError` when it is not in the record."""
+        entry = self._executions[msg_id]
+        count = entry.get("execution_count")
+        return ExecutionView(
+            msg_id=msg_id,
+            seq=int(entry["seq"]),
+            start=int(entry["start"]),
+            cell_id=entry.get("cell_id"),
+            code=entry["code"],
+            session=entry["session"],
+            state=ExecutionState(entry["state"]),
+            owner=entry["owner"],
+            execution_count=None if count is None else int(count),
+            requested=entry.get("requested"),
+            started=entry.get("started"),
+            ended=entry.get("ended"),
+            reason=entry.get("reason", ""),
+            edits=int(entry["edits"]),
+            length=len(entry["outputs"]),
+            pager=bool(entry.get("pager", False)),
+        )
+
+    def outputs(self, msg_id: str) -> list[dict[str, Any]]:
+        """The outputs of an execution as nbformat 4.5 dicts; a stream's text is one string. O(their size)."""
+        return [_output_to_py(output) for output in self._executions[msg_id]["outputs"]]
+
+    def outputs_from(self, msg_id: str, index: int) -> list[dict[str, Any]]:
+        """The outputs from ``index`` on."""
+        outputs = self._executions[msg_id]["outputs"]
+        return [_output_to_py(outputs[i]) for i in range(index, len(outputs))]
+
+    def is_stream(self, msg_id: str, index: int) -> bool:
+        """Tell whether that output is a stream."""
+        return isinstance(self._executions[msg_id]["outputs"][index], Map)
+
+    def chunks(self, msg_id: str, index: int, first: int = 0) -> list[str]:
+        """The texts of a stream output from chunk ``first`` on; the last one may still change."""
+        texts: Array[Any] = self._executions[msg_id]["outputs"][index]["text"]
+        return [str(texts[i]) for i in range(first, len(texts))]
+
+    def chunk_count(self, msg_id: str, index: int) -> int:
+        """How many chunks a stream output has."""
+        return len(self._executions[msg_id]["outputs"][index]["text"])
+
+    @property
+    def kernel_info(self) -> dict[str, Any] | None:
+        """The content of the kernel's last kernel_info_reply."""
+        return self._kernel.get("info")
+
+    @property
+    def kernel_state(self) -> str:
+        """The kernel's last execution_state (``starting`` before it said one, ``dead`` after its end)."""
+        return str(self._kernel.get("state", "starting"))
+
+    @property
+    def starts(self) -> list[dict[str, Any]]:
+        """Every start of the kernel: ``{started, ended, how}``."""
+        starts = self._kernel.get("starts")
+        return list(starts) if starts is not None else []
+
+    @property
+    def pending_input(self) -> dict[str, Any] | None:
+        """The input request the kernel waits for: ``{msg_id, parent_id, prompt, password}``."""
+        return self._stdin.get("pending")
+
+    # -- writing: each inside a transaction of the caller --------------------------------------------------------
+
+    def transaction(self) -> Any:
+        """Open a transaction: what happens inside becomes one update."""
+        return self.doc.transaction(origin="recorder")
+
+    def begin(self, started: str) -> int:
+        """Note a start of the kernel; returns its number, from 0."""
+        if "version" not in self._meta:
+            self._meta["version"] = VERSION
+            self._meta["kernel_id"] = self._kernel_id
+        if "starts" not in self._kernel:
+            self._kernel["starts"] = Array()
+        starts = self._kernel["starts"]
+        starts.append({"started": started, "ended": None, "how": ""})
+        self._kernel["state"] = "starting"
+        return len(starts) - 1
+
+    def finish(self, ended: str, how: str) -> None:
+        """Note how the current start ended, in words."""
+        starts = self._kernel["starts"]
+        last = len(starts) - 1
+        entry = {**starts[last], "ended": ended, "how": how}
+        del starts[last]
+        starts.append(entry)
+        self._kernel["state"] = "dead"
+
+    def set_kernel(self, *, state: str | None = None, info: Mapping[str, Any] | None = None) -> None:
+        """Note the kernel's execution_state or its kernel_info_reply."""
+        if state is not None and self._kernel.get("state") != state:
+            self._kernel["state"] = storable(state)
+        if info is not None:
+            self._kernel["info"] = storable(dict(info))
+
+    def set_pending_input(self, request: Mapping[str, Any] | None) -> None:
+        """Note the input request the kernel waits for, or that it waits no more."""
+        if request is not None or self._stdin.get("pending") is not None:
+            self._stdin["pending"] = None if request is None else storable(dict(request))
+
+    def add(
+        self,
+        msg_id: str,
+        *,
+        seq: int,
+        start: int,
+        cell_id: str | None,
+        code: str,
+        session: str,
+        owner: str,
+        requested: str | None,
+    ) -> None:
+        """Enter an execution, queued and without outputs."""
+        self._executions[msg_id] = Map(
+            {
+                "seq": seq,
+                "start": start,
+                "cell_id": cell_id,
+                "code": storable(code),
+                "session": storable(session),
+                "state": ExecutionState.QUEUED.value,
+                "owner": owner,
+                "requested": requested,
+                "edits": 0,
+                "outputs": Array(),
+            }
+        )
+
+    def set(self, msg_id: str, **fields: Any) -> None:
+        """Set fields of an execution; one that has that value already costs nothing."""
+        entry = self._executions[msg_id]
+        for key, value in fields.items():
+            if entry.get(key) != value:
+                entry[key] = storable(value)
+
+    def change(self, msg_id: str, changes: Sequence[Change]) -> None:
+        """Fold changes into the outputs of an execution. The cost follows the changes, not what is there."""
+        entry = self._executions[msg_id]
+        outputs: Array[Any] = entry["outputs"]
+        rewritten = False
+        for change in changes:
+            match change:
+                case KeepOutputs(count):
+                    if count < len(outputs):
+                        del outputs[count : len(outputs)]
+                        rewritten = True
+                case AddOutput(output):
+                    outputs.append(_output_to_crdt(output))
+                case SetOutput(index, output):
+                    del outputs[index]
+                    outputs.insert(index, _output_to_crdt(output))
+                    rewritten = True
+                case EditStream(index, drop, text):
+                    closed_changed = _edit_stream(outputs[index]["text"], drop, str(storable(text)))
+                    rewritten = rewritten or closed_changed or index != len(outputs) - 1
+        if rewritten:
+            entry["edits"] = int(entry["edits"]) + 1
+
+    def drop(self, msg_id: str) -> None:
+        """Take an execution out of the record."""
+        del self._executions[msg_id]
+
+
+def _edit_stream(texts: Array[Any], drop: int, text: str) -> bool:
+    """Drop code points from the end, append, and tell whether a closed chunk was touched."""
+    closed_changed = False
+    while drop and len(texts):
+        last: Text = texts[len(texts) - 1]
+        content = str(last)
+        if drop < len(content):
+            del last[len(content[: len(content) - drop].encode()) : len(last)]
+            drop = 0
+        else:
+            drop -= len(content)
+            if len(texts) == 1:
+                del last[0 : len(last)]
+                drop = 0
+            else:
+                del texts[len(texts) - 1]
+                closed_changed = True
+    if text:
+        last = texts[len(texts) - 1]
+        if len(last) >= CHUNK:
+            texts.append(Text(text))
+        else:
+            last += text
+    return closed_changed
+
+
+def _output_to_crdt(output: Mapping[str, Any]) -> Any:
+    value = storable(dict(output))
+    if value.get("output_type") != "stream":
+        return value
+    return Map({"output_type": "stream", "name": value["name"], "text": Array([Text(value["text"])])})
+
+
+def _output_to_py(output: Any) -> dict[str, Any]:
+    if isinstance(output, Map):
+        return {
+            "output_type": "stream",
+            "name": output["name"],
+            "text": "".join(str(text) for text in output["text"]),
+        }
+    return dict(output)
+
+
+def storable(value: Any) -> Any:
+    """Give the value as a CRDT can hold it and a browser can read it.
+
+    pycrdt panics on integers beyond 64 bits and on lone surrogates; Yjs reads integers beyond 2^53 as BigInt, which a
+    page cannot turn into JSON; NaN and infinities are no JSON. They become floats, U+FFFD and null, which is what a
+    browser would have made of them. Mapping keys become strings.
+    """
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return value
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        if abs(value) <= _EXACT_INTEGER:
+            return value
+        try:
+            return float(value)
+        except OverflowError:
+            return None
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {storable(str(key)): storable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [storable(item) for item in value]
+    return storable(str(value))

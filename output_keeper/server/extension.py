@@ -1,0 +1,202 @@
+"""The Jupyter Server extension: makes the provisioner the default, follows keepers, projects their records."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+import zmq.asyncio
+from jupyter_client.provisioning.factory import KernelProvisionerFactory
+from jupyter_server.extension.application import ExtensionApp
+from jupyter_server._tz import utcnow
+from traitlets import Bool, Enum, Float, Int, Unicode
+
+from output_keeper import __version__
+from output_keeper.errors import OutputKeeperError
+from output_keeper.record import paths
+from output_keeper.record.ledger import Ledger
+from output_keeper.server.files import Files
+from output_keeper.server.follower import Follower
+from output_keeper.server.pages import Pages
+from output_keeper.server.projector import Projector
+from output_keeper.server.provisioner import KeeperProvisioner, LaunchSettings
+from output_keeper.server.rooms import Rooms
+
+PROVISIONER = "output-keeper"
+ACTIVITY = 10.0  # s between notes that a kernel which executes silently is active
+COLLABORATION_EVENTS = "https://schema.jupyter.org/jupyter_collaboration/session/v1"
+
+
+class OutputKeeper(ExtensionApp):
+    """Keep what kernels print while nobody looks. Settings are ``c.OutputKeeper.…`` in a Jupyter config file."""
+
+    name = "output_keeper"
+    app_name = "output-keeper"
+    description = "Notebooks keep their outputs while nobody looks."
+
+    record_dir = Unicode("", config=True, help="The folder of the records; empty: in Jupyter's data folder.")
+    hold_timeout = Float(
+        2.0,
+        config=True,
+        help="Seconds a cell's outputs wait for the decision who writes them, before they go to the page that ran it.",
+    )
+    flush_interval = Float(
+        0.03, config=True, help="Seconds between writes of a record while a kernel prints."
+    )
+    sync = Enum(
+        ["normal", "full"],
+        "normal",
+        config=True,
+        help=(
+            "What a power loss may take: 'normal' the last moments before it, 'full' nothing that was recorded. "
+            "The kill of any process takes nothing that was recorded, with either."
+        ),
+    )
+    save_interval = Float(
+        8.0,
+        config=True,
+        help="Seconds after which a notebook that changes without pause is saved all the same.",
+    )
+    runs_per_cell = Int(10, config=True, help="How many runs of a cell a record keeps.")
+    project = Bool(
+        True,
+        config=True,
+        help="Whether kept outputs are brought into notebooks; off, they are only recorded.",
+    )
+
+    def initialize_settings(self) -> None:
+        """Called while the server starts, before it answers: make the provisioner the default unless one is set."""
+        assert self.serverapp is not None
+        self._context = zmq.asyncio.Context()
+        self._kernels: dict[str, Kept] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._rooms = Rooms(self.serverapp)
+        self._pages = Pages(self.serverapp)
+        self._files = Files(self.serverapp.contents_manager)
+        self._record_dir = paths.record_dir(self.record_dir or None)
+        factory = KernelProvisionerFactory.instance(parent=self.serverapp)
+        configured = "default_provisioner_name" in self.serverapp.config.get("KernelProvisionerFactory", {})
+        if configured or os.environ.get(KernelProvisionerFactory.default_provisioner_name_env):
+            self.enabled = factory.default_provisioner_name == PROVISIONER
+        else:
+            factory.default_provisioner_name = PROVISIONER
+            self.enabled = True
+        if not self.enabled:
+            self.log.warning(
+                "output-keeper: outputs are not kept, the default provisioner is configured as %r",
+                factory.default_provisioner_name,
+            )
+        self.settings["output_keeper"] = self
+
+    async def _start_jupyter_server_extension(self, serverapp: Any) -> None:
+        """Called when the event loop runs and every extension is loaded."""
+        KeeperProvisioner.settings = LaunchSettings(
+            record_dir=self.record_dir or None,
+            expect_grants=self.project and self._rooms.available,
+            hold=self.hold_timeout,
+            flush_interval=self.flush_interval,
+            sync=self.sync,
+            runs_per_cell=self.runs_per_cell,
+        )
+        KeeperProvisioner.listeners.append(self._launched)
+        if self._rooms.available:
+            serverapp.event_logger.add_listener(
+                schema_id=COLLABORATION_EVENTS, listener=self._collaboration_event
+            )
+        self._spawn(self._note_activity())
+        self.log.info("output-keeper %s keeps the outputs of kernels in %s", __version__, self._record_dir)
+
+    async def stop_extension(self) -> None:
+        """Called before the server shuts its kernels down."""
+        KeeperProvisioner.listeners.clear()
+        for kept in self._kernels.values():
+            kept.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._context.destroy(linger=0)
+
+    def _launched(self, kernel_id: str) -> None:
+        """A kernel was started, or started again, under a keeper."""
+        kept = self._kernels.get(kernel_id)
+        if kept is not None:
+            kept.follower.poke()
+            return
+        if not self.project:
+            return
+        try:
+            kept = Kept(self, kernel_id)
+        except OutputKeeperError as error:
+            self.log.error("output-keeper: kernel %s is recorded but not projected: %s", kernel_id, error)
+            return
+        self._kernels[kernel_id] = kept
+        self._spawn(kept.follower.run())
+        self._spawn(kept.projector.run())
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self.log.error("output-keeper: a task of ours ended", exc_info=task.exception())
+
+    async def _collaboration_event(self, logger: Any, schema_id: str, data: dict[str, Any]) -> None:
+        """Hear from jupyter-collaboration that a room was saved or overwritten from disk."""
+        path, action = data.get("path"), data.get("action")
+        if not isinstance(path, str):
+            return
+        for kept in self._kernels.values():
+            if action == "save":
+                kept.projector.saved(path)
+            elif action == "overwrite":
+                kept.projector.overwritten(path)
+
+    async def _note_activity(self) -> None:
+        """Say that kernels which execute are active, although what they print does not pass through the server."""
+        assert self.serverapp is not None
+        manager = self.serverapp.kernel_manager
+        while True:
+            await asyncio.sleep(ACTIVITY)
+            for kernel_id, kept in list(self._kernels.items()):
+                if kernel_id not in manager:
+                    if kept.over:
+                        kept.stop()
+                        del self._kernels[kernel_id]
+                elif kept.follower.record.kernel_state == "busy" and kept.follower.connected:
+                    kernel: Any = manager.get_kernel(kernel_id)
+                    kernel.last_activity = manager.last_kernel_activity = utcnow()
+
+
+class Kept:
+    """One kept kernel: its follower, its projector, its ledger."""
+
+    def __init__(self, app: OutputKeeper, kernel_id: str) -> None:
+        folder = paths.private_folder(app._record_dir)  # noqa: SLF001  one module
+        self.ledger = Ledger.open(paths.ledger_path(kernel_id, folder))
+        self.follower = Follower(app._context, kernel_id, folder, self._touched, app.log)  # noqa: SLF001
+        self.projector = Projector(
+            kernel_id,
+            self.follower,
+            rooms=app._rooms,  # noqa: SLF001
+            files=app._files,  # noqa: SLF001
+            pages=app._pages,  # noqa: SLF001
+            ledger=self.ledger,
+            save_interval=app.save_interval,
+            log=app.log,
+        )
+
+    @property
+    def over(self) -> bool:
+        """Whether the keeper has ended and nothing is left to project."""
+        return not self.follower.alive and not self.projector.unsettled
+
+    def stop(self) -> None:
+        """Let go of the ledger."""
+        self.ledger.close()
+
+    def _touched(self, msg_ids: set[str]) -> None:
+        self.projector.touch(msg_ids)

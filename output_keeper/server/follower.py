@@ -1,0 +1,156 @@
+"""A follower: this server's replica of one kernel's record, kept up to date while the keeper lives.
+
+While there is a keeper the replica follows its record endpoint; when there is none, it is read from the store. Yjs
+updates can be applied twice and in any order, so the two sources never disagree.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import zmq
+import zmq.asyncio
+from pycrdt import create_sync_message, handle_sync_message
+
+from output_keeper.errors import StoreError, SyncError
+from output_keeper.record import store
+from output_keeper.record.document import RecordDocument
+from output_keeper.record.paths import RUN_FILE, record_path, run_dir
+from output_keeper.record.runs import Run
+from output_keeper.record.sync import FOLLOWER, Conversation
+
+ANSWER_TIMEOUT = 5.0  # s until a greeting is said again
+PING = 2.0  # s of silence until we look whether the keeper lives
+RETRY = 0.1  # s between looks for a keeper that is starting
+
+
+class Follower:
+    """Follow the record of ``kernel_id``. `run` does it until cancelled; `touched` is told which executions changed."""
+
+    def __init__(
+        self,
+        context: zmq.asyncio.Context,
+        kernel_id: str,
+        record_dir: Path,
+        touched: Callable[[set[str]], None],
+        log: logging.Logger,
+    ) -> None:
+        self.kernel_id = kernel_id
+        self.path = record_path(kernel_id, record_dir)
+        self.record = RecordDocument()
+        self.connected = False
+        self.run_file: Run | None = None
+        self._context = context
+        self._log = log
+        self._poke = asyncio.Event()
+        self._conversation: Conversation | None = None
+        self._socket: zmq.asyncio.Socket | None = None
+        self.record.observe_touched(touched)
+
+    def poke(self) -> None:
+        """Say that a keeper was started, so that it is looked for now."""
+        self._poke.set()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the keeper that wrote the run file lives."""
+        return self.run_file is not None and self.run_file.alive()
+
+    async def run(self) -> None:
+        """Follow until cancelled. A keeper that ended leaves the record as its store has it."""
+        while True:
+            self._poke.clear()
+            self.run_file = self._find_run()
+            if self.run_file is not None and self.run_file.endpoint and self.run_file.connection.get("key"):
+                try:
+                    await self._follow(self.run_file)
+                except SyncError as error:
+                    self._log.warning("output-keeper: kernel %s: %s", self.kernel_id, error)
+                    await asyncio.sleep(RETRY)
+            if not self.alive:
+                await self.read_store()
+                try:
+                    await asyncio.wait_for(self._poke.wait(), PING)
+                except asyncio.TimeoutError:
+                    continue
+
+    async def read_store(self) -> None:
+        """Merge what the store has: the last word of a keeper that ended before we heard it."""
+        if not self.path.exists():
+            return
+        try:
+            updates = await asyncio.to_thread(store.read, self.path)
+            for update in updates:
+                self.record.apply(update)
+            self.record.check_version(str(self.path))
+        except StoreError as error:
+            self._log.error("output-keeper: %s", error)
+
+    def grant(self, msg_id: str) -> None:
+        """Ask the keeper to withhold an execution's outputs, because we will bring them into the notebook."""
+        self._say("grant", msg_id)
+
+    def release(self, msg_id: str) -> None:
+        """Tell the keeper that the client shows the outputs of this execution by itself."""
+        self._say("release", msg_id)
+
+    def _say(self, kind: str, msg_id: str) -> None:
+        if self._socket is not None and self._conversation is not None and self._conversation.established:
+            self._socket.send_multipart(self._conversation.seal(kind, msg_id=msg_id))
+
+    def _find_run(self) -> Run | None:
+        folder = run_dir(self.kernel_id)
+        if not (folder / RUN_FILE).exists():
+            return None
+        try:
+            run = Run.read(folder)
+        except StoreError as error:  # another version's, or gone in that instant
+            self._log.warning("output-keeper: %s", error)
+            return None
+        return run if run.alive() else None
+
+    async def _follow(self, run: Run) -> None:
+        """Greet, ask for what is missing, and apply updates until the keeper says goodbye or is gone."""
+        key = str(run.connection["key"]).encode()
+        conversation = Conversation(key, FOLLOWER)
+        socket = self._context.socket(zmq.DEALER)
+        socket.linger = 0
+        try:
+            socket.connect(str(run.endpoint))
+            await socket.send_multipart(conversation.hello())
+            if not await socket.poll(ANSWER_TIMEOUT * 1000):
+                raise SyncError("the keeper does not answer")
+            conversation.accept(await socket.recv_multipart())
+            self._socket, self._conversation = socket, conversation
+            await socket.send_multipart(conversation.seal("sync", create_sync_message(self.record.doc)))
+            self.connected = True
+            while await self._next(socket, conversation, run):
+                pass
+        finally:
+            self.connected = False
+            self._socket = self._conversation = None
+            socket.close()
+
+    async def _next(self, socket: zmq.asyncio.Socket, conversation: Conversation, run: Run) -> bool:
+        """Take one message; False when there is nobody to hear from any more."""
+        if not await socket.poll(PING * 1000):
+            if not run.alive():
+                return False
+            await socket.send_multipart(conversation.seal("ping"))
+            return True
+        header, payload = conversation.open(await socket.recv_multipart())
+        kind = header.get("type")
+        if kind == "update":
+            handle_sync_message(payload[1:], self.record.doc)
+            await socket.send_multipart(conversation.seal("ack", bytes=len(payload)))
+        elif kind == "behind":
+            await socket.send_multipart(conversation.seal("sync", create_sync_message(self.record.doc)))
+        return kind != "bye"
+
+    def state(self) -> dict[str, Any]:
+        """What `output-keeper status` shows of this follower."""
+        return {"connected": self.connected, "executions": len(self.record.msg_ids()), "alive": self.alive}
