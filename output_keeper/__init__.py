@@ -6,7 +6,7 @@ The package's folders are the layers of docs/design.md; an import only points do
 This module stays light, because the kernel provisioner is imported wherever a kernelspec is listed.
 """
 
-__version__ = "0.1.0"
+from output_keeper._version import __version__ as __version__
 
 
 def _jupyter_server_extension_points() -> list[dict[str, object]]:

@@ -10,6 +10,7 @@
     ├── ConnectionFileError       a connection file is unreadable or incomplete
     ├── StoreError                a record on disk
     │   ├── StoreLocked           another process writes it
+    │   ├── StoreUnavailable      the storage refuses now: full, read-only, failing
     │   ├── StoreVersion          written by a newer output-keeper
     │   └── StoreCorrupted        not what was written; says what was dropped
     ├── SyncError                 the record endpoint refused, or an answer cannot be trusted
@@ -93,6 +94,12 @@ class StoreCorrupted(StoreError):
     def __init__(self, message: str, *, path: str, dropped: int = 0, hint: str = "") -> None:
         super().__init__(message, path=path, hint=hint)
         self.dropped = dropped
+
+
+class StoreUnavailable(StoreError):
+    """The storage refused (full, failing, locked, no permission). What was on disk before is unchanged."""
+
+    heals = True
 
 
 class SyncError(OutputKeeperError):

@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def run_kernel(arguments: Sequence[str]) -> int:
@@ -47,32 +50,22 @@ def _parser() -> argparse.ArgumentParser:
         usage="output-keeper kernel -f CONNECTION_FILE [options] -- KERNEL ARGV ...",
         description="Run a kernel, forward its five channels and record what it says.",
     )
-    parser.add_argument(
-        "-f", "--connection-file", type=Path, required=True, help="the file clients connect with"
-    )
+    parser.add_argument("-f", "--connection-file", type=Path, required=True, help="the file clients connect with")
     parser.add_argument("--kernel-id", help="names the record; default: from the connection file's name")
     parser.add_argument("--kernel-name", default="", help="the kernelspec's name")
     parser.add_argument("--cwd", help="the kernel's working directory; default: this one")
-    parser.add_argument(
-        "--record-dir", type=Path, help="the folder of the records; default: in Jupyter's data folder"
-    )
+    parser.add_argument("--record-dir", type=Path, help="the folder of the records; default: in Jupyter's data folder")
     parser.add_argument(
         "--expect-grants",
         action="store_true",
         help="hold a cell's outputs until it is decided who writes them",
     )
-    parser.add_argument(
-        "--hold", type=float, default=2.0, metavar="SECONDS", help="for at most so long (default 2)"
-    )
+    parser.add_argument("--hold", type=float, default=2.0, metavar="SECONDS", help="for at most so long (default 2)")
     parser.add_argument(
         "--flush-interval", type=float, default=0.03, metavar="SECONDS", help="between writes (default 0.03)"
     )
-    parser.add_argument(
-        "--sync", choices=["normal", "full"], default="normal", help="what a power loss may take"
-    )
-    parser.add_argument(
-        "--runs-per-cell", type=int, default=10, help="how many runs of a cell are kept (default 10)"
-    )
+    parser.add_argument("--sync", choices=["normal", "full"], default="normal", help="what a power loss may take")
+    parser.add_argument("--runs-per-cell", type=int, default=10, help="how many runs of a cell are kept (default 10)")
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--env-from-stdin", action="store_true", help=argparse.SUPPRESS)
     return parser

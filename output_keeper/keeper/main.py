@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import zmq
 
@@ -118,6 +117,7 @@ class Keeper:
                 sync=settings.sync,
                 flush_interval=settings.flush_interval,
                 runs_per_cell=settings.runs_per_cell,
+                expect_grants=settings.expect_grants,
             ),
             proxy=proxy,
             log=self._log,
@@ -241,5 +241,5 @@ def run_keeper(settings: KeeperSettings) -> int:
     try:
         return Keeper(settings).run()
     except (OutputKeeperError, OSError) as error:
-        print(f"output-keeper: {error}", file=sys.stderr)  # noqa: T201
+        print(f"output-keeper: {error}", file=sys.stderr)
         return CANNOT_START

@@ -23,8 +23,8 @@ from output_keeper.keeper.endpoint import Endpoint
 from output_keeper.keeper.spool import Spool
 from output_keeper.keeper.transcript import Transcript
 from output_keeper.protocol.messages import Signer
-from output_keeper.record.document import RecordDocument
 from output_keeper.record.database import Sync
+from output_keeper.record.document import RecordDocument
 from output_keeper.record.store import Store, salvage, set_aside
 
 COMPACT_BYTES = (
@@ -53,6 +53,7 @@ class RecorderSettings:
     sync: Sync = "normal"
     flush_interval: float = 0.03  # s
     runs_per_cell: int = 10
+    expect_grants: bool = False
 
 
 class Recorder(threading.Thread):
@@ -76,7 +77,9 @@ class Recorder(threading.Thread):
         self._log = log
         self._spool = Spool()
         self._record = RecordDocument(kernel_id)
-        self._transcript = Transcript(self._record, signer, runs_per_cell=settings.runs_per_cell)
+        self._transcript = Transcript(
+            self._record, signer, runs_per_cell=settings.runs_per_cell, expect_grants=settings.expect_grants
+        )
         self._store: Store | None = None
         self._error = ""
         self._retry_at = 0.0  # monotonic

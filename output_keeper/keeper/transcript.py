@@ -24,10 +24,13 @@ RUNS_WITHOUT_CELL = 200  # executions of consoles and scripts that are kept
 class Transcript:
     """Fold one kernel start's messages into a record."""
 
-    def __init__(self, record: RecordDocument, signer: Signer, *, runs_per_cell: int) -> None:
+    def __init__(
+        self, record: RecordDocument, signer: Signer, *, runs_per_cell: int, expect_grants: bool
+    ) -> None:
         self._record = record
         self._signer = signer
         self._runs_per_cell = runs_per_cell
+        self._expect_grants = expect_grants
         self._start = 0
         self._seq = 0
         self._rules = OutputRules()
@@ -167,7 +170,9 @@ class Transcript:
             "cell_id": cell_id,
             "code": str(content.get("code", "")),
             "session": message.session,
-            "owner": self._owners.pop(message.msg_id, "open" if cell_id else "released"),
+            "owner": self._owners.pop(
+                message.msg_id, "open" if cell_id and self._expect_grants else "released"
+            ),
             "requested": message.date,
         }
         self._seq += 1

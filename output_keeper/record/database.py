@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from output_keeper import __version__
-from output_keeper.errors import StoreCorrupted, StoreError, StoreVersion
-from output_keeper.record.paths import StoreUnavailable, create, sync_folder, unavailable
+from output_keeper._version import __version__
+from output_keeper.errors import StoreCorrupted, StoreError, StoreUnavailable, StoreVersion
+from output_keeper.record.paths import create, sync_folder, unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -35,6 +35,9 @@ _REFUSALS = {
     "out of memory": "free some memory",
 }
 _TOO_BIG = "too big"
+
+# A message that quotes a damaged schema may not be UTF-8, and sqlite3 then fails to make it text.
+FAILURES = (sqlite3.Error, UnicodeDecodeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,7 @@ class Database:
         except BaseException as error:
             if connection is not None:
                 connection.close()
-            if isinstance(error, sqlite3.Error):
+            if isinstance(error, FAILURES):
                 raise refused(error, path) from error
             raise
         return cls(path, connection, journal)
@@ -95,7 +98,7 @@ class Database:
         except BaseException as error:
             with self.reading():
                 self._roll_back()
-            if isinstance(error, sqlite3.Error):
+            if isinstance(error, FAILURES):
                 raise refused(error, self.path) from error
             raise
 
@@ -103,7 +106,7 @@ class Database:
         """Execute one statement to its end and return its rows. Raises as :func:`refused` says."""
         try:
             return self._connection.execute(statement, values).fetchall()
-        except sqlite3.Error as error:
+        except FAILURES as error:
             raise refused(error, self.path) from error
 
     def run_script(self, script: str) -> None:
@@ -120,14 +123,14 @@ class Database:
         """Read in the block. Raises as :func:`refused` says."""
         try:
             yield self._connection
-        except sqlite3.Error as error:
+        except FAILURES as error:
             raise refused(error, self.path) from error
 
     def close(self) -> None:
         """Close the file. Calling it twice is fine. Raises StoreUnavailable."""
         try:
             self._connection.close()
-        except sqlite3.Error as error:
+        except FAILURES as error:
             raise refused(error, self.path) from error
 
     def _roll_back(self) -> None:
@@ -174,7 +177,7 @@ def verify(connection: sqlite3.Connection, kind: Kind, path: Path) -> None:
         raise StoreCorrupted(f"this {kind.name} is damaged: {told}", path=str(path), hint="set it aside")
 
 
-def refused(error: sqlite3.Error, path: Path) -> StoreError:
+def refused(error: sqlite3.Error | UnicodeDecodeError, path: Path) -> StoreError:
     """Return what SQLite refused as an error of this package.
 
     StoreUnavailable when the storage is at fault, StoreCorrupted when the content is, StoreError for an
@@ -217,7 +220,7 @@ def read_only(
             if not damaged:
                 verify(connection, kind, path)
             yield connection
-        except sqlite3.Error as error:
+        except FAILURES as error:
             raise refused(error, path) from error
         except OSError as error:
             raise unavailable(error, path) from error
@@ -277,7 +280,7 @@ def _make(path: Path, kind: Kind) -> None:
             connection.execute("COMMIT")
         new.replace(path)
         sync_folder(path.parent)
-    except sqlite3.Error as error:
+    except FAILURES as error:
         raise refused(error, path) from error
     except OSError as error:
         raise unavailable(error, path) from error

@@ -26,7 +26,7 @@ from urllib.parse import unquote_to_bytes
 
 import filelock
 
-from output_keeper.errors import StoreError, StoreLocked
+from output_keeper.errors import StoreError, StoreLocked, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,12 +49,6 @@ _LEDGER = ".ledger.sqlite"
 
 _O_NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
 _O_DIRECTORY: int = getattr(os, "O_DIRECTORY", 0)
-
-
-class StoreUnavailable(StoreError):
-    """The storage refused (full, failing, locked, no permission). What was on disk before is unchanged."""
-
-    heals = True
 
 
 def escape(kernel_id: str) -> str:

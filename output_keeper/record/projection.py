@@ -17,7 +17,8 @@ Output = dict[str, Any]
 @dataclass(frozen=True, slots=True)
 class Edit:
     """Drop every output from ``keep`` on; if ``text`` is given, output ``keep - 1`` is a stream: keep the first
-    ``keep_text`` code points of its text and append ``text``; then append ``outputs``."""
+    ``keep_text`` code points of its text and append ``text``; then append ``outputs``.
+    """
 
     keep: int
     keep_text: int = 0

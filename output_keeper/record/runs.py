@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import os
 import shutil
 import stat
@@ -17,14 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
 import psutil
 
-from output_keeper.errors import StoreCorrupted, StoreError, StoreLocked, StoreVersion
+from output_keeper.errors import StoreCorrupted, StoreError, StoreLocked, StoreUnavailable, StoreVersion
 from output_keeper.record.paths import (
     LOCK_FILE,
     RUN_FILE,
-    StoreUnavailable,
     escape,
     hold,
     private_folder,
@@ -123,8 +122,9 @@ class Run:
         Raises StoreError (the folder is not private), StoreUnavailable; TypeError for a value that is not
         JSON.
         """
-        data = orjson.dumps({"format": FORMAT, **dataclasses.asdict(self)}, option=orjson.OPT_INDENT_2)
-        write_atomic(private_folder(folder) / RUN_FILE, data)
+        # Not orjson: a path or a variable may hold bytes that are no UTF-8, as lone surrogates.
+        data = json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2)
+        write_atomic(private_folder(folder) / RUN_FILE, data.encode())
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str]) -> Run:
@@ -136,9 +136,9 @@ class Run:
         path = Path(folder) / RUN_FILE
         content = _read_own(path)
         try:
-            fields = orjson.loads(content)
-            version = fields.pop("format")
-            if isinstance(version, int) and version > FORMAT:
+            fields = json.loads(content)
+            version = _of_type("format", fields, int)
+            if version > FORMAT:
                 raise StoreVersion(
                     f"this run file has format {version}, newer than {FORMAT}",
                     path=str(path),
@@ -323,21 +323,8 @@ def create_time(pid: int) -> float | None:
         return None  # gone, or of another user and so not one of ours
 
 
-def _run(fields: dict[str, Any]) -> Run:
-    """Build a Run from JSON; unknown fields are dropped. Raises KeyError, TypeError."""
-    values = {field.name: fields[field.name] for field in dataclasses.fields(Run)}
-    for name, kinds in _JSON_TYPES.items():
-        if not isinstance(values[name], kinds):
-            raise TypeError(f"{name} is a {type(values[name]).__name__}")
-    for name, kind in (("keeper", Identity), ("kernel", Process), ("server", Process)):
-        if values[name] is not None:
-            values[name] = kind(
-                **{field.name: values[name][field.name] for field in dataclasses.fields(kind)}
-            )
-    return Run(**values)
-
-
-_JSON_TYPES: dict[str, type | tuple[type, ...]] = {
+_NONE = type(None)
+_RUN_TYPES: dict[str, type | tuple[type, ...]] = {
     "kernel_id": str,
     "kernel_name": str,
     "cwd": str,
@@ -345,15 +332,44 @@ _JSON_TYPES: dict[str, type | tuple[type, ...]] = {
     "env": dict,
     "extra_arguments": list,
     "connection": dict,
-    "endpoint": (str, type(None)),
+    "endpoint": (str, _NONE),
     "record": str,
     "keeper": dict,
-    "kernel": (dict, type(None)),
+    "kernel": (dict, _NONE),
     "grants": bool,
-    "server": (dict, type(None)),
+    "server": (dict, _NONE),
     "sessions": list,
     "started": str,
 }
+_PROCESS_TYPES: dict[str, type | tuple[type, ...]] = {"pid": int, "create_time": (int, float)}
+_IDENTITY_TYPES: dict[str, type | tuple[type, ...]] = {
+    **_PROCESS_TYPES,
+    "boot_id": str,
+    "pid_namespace": str,
+    "network_namespace": str,
+    "uid": int,
+}
+
+
+def _run(fields: dict[str, Any]) -> Run:
+    """Build a Run from JSON; unknown fields are dropped. Raises KeyError, TypeError."""
+    values = _typed(fields, _RUN_TYPES)
+    values["keeper"] = Identity(**_typed(values["keeper"], _IDENTITY_TYPES))
+    for name in ("kernel", "server"):
+        if values[name] is not None:
+            values[name] = Process(**_typed(values[name], _PROCESS_TYPES))
+    return Run(**values)
+
+
+def _typed(fields: dict[str, Any], types: dict[str, type | tuple[type, ...]]) -> dict[str, Any]:
+    return {name: _of_type(name, fields, kinds) for name, kinds in types.items()}
+
+
+def _of_type(name: str, fields: dict[str, Any], kinds: type | tuple[type, ...]) -> Any:
+    value = fields[name]
+    if not isinstance(value, kinds):
+        raise TypeError(f"{name} is a {type(value).__name__}")
+    return value
 
 
 def _read_own(path: Path) -> bytes:
@@ -364,7 +380,7 @@ def _read_own(path: Path) -> bytes:
         if path.is_symlink():
             raise StoreError("this is a link, not a run file", path=str(path)) from error
         raise unavailable(error, path) from error
-    with open(descriptor, "rb") as file:  # noqa: PTH123  # pathlib cannot open a descriptor
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise StoreError("this is not a file", path=str(path))
@@ -372,7 +388,10 @@ def _read_own(path: Path) -> bytes:
             raise StoreError(f"this run file belongs to user {status.st_uid}", path=str(path))
         if sys.platform != "win32" and status.st_mode & 0o022:
             raise StoreError("other users can write this run file", path=str(path), hint="remove it")
-        return file.read()
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -100,7 +100,9 @@ class Store:
                     content = _scan(connection, path)
                 if content.torn:
                     with database.transaction() as connection:
-                        connection.execute("DELETE FROM updates WHERE seq > ?", (content.last,))
+                        # A damaged number may also lie before the first.
+                        trusted = (content.upto, content.last)
+                        connection.execute("DELETE FROM updates WHERE seq <= ? OR seq > ?", trusted)
             except BaseException:
                 database.close()
                 raise

@@ -8,11 +8,11 @@ from typing import Any
 
 import zmq.asyncio
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
-from jupyter_server.extension.application import ExtensionApp
 from jupyter_server._tz import utcnow
+from jupyter_server.extension.application import ExtensionApp
 from traitlets import Bool, Enum, Float, Int, Unicode
 
-from output_keeper import __version__
+from output_keeper._version import __version__
 from output_keeper.errors import OutputKeeperError
 from output_keeper.record import paths
 from output_keeper.record.ledger import Ledger

@@ -20,7 +20,7 @@ from output_keeper.errors import StoreError, SyncError
 from output_keeper.record import store
 from output_keeper.record.document import RecordDocument
 from output_keeper.record.paths import RUN_FILE, record_path, run_dir
-from output_keeper.record.runs import Run
+from output_keeper.record.runs import Identity, Run
 from output_keeper.record.sync import FOLLOWER, Conversation
 
 ANSWER_TIMEOUT = 5.0  # s until a greeting is said again
@@ -49,6 +49,9 @@ class Follower:
         self._poke = asyncio.Event()
         self._conversation: Conversation | None = None
         self._socket: zmq.asyncio.Socket | None = None
+        self._gone: Identity | None = (
+            None  # the keeper that said goodbye: its process may take a moment to end
+        )
         self.record.observe_touched(touched)
 
     def poke(self) -> None:
@@ -58,7 +61,7 @@ class Follower:
     @property
     def alive(self) -> bool:
         """Whether the keeper that wrote the run file lives."""
-        return self.run_file is not None and self.run_file.alive()
+        return self.run_file is not None and self.run_file.keeper != self._gone and self.run_file.alive()
 
     async def run(self) -> None:
         """Follow until cancelled. A keeper that ended leaves the record as its store has it."""
@@ -111,7 +114,7 @@ class Follower:
         except StoreError as error:  # another version's, or gone in that instant
             self._log.warning("output-keeper: %s", error)
             return None
-        return run if run.alive() else None
+        return run if run.keeper != self._gone and run.alive() else None
 
     async def _follow(self, run: Run) -> None:
         """Greet, ask for what is missing, and apply updates until the keeper says goodbye or is gone."""
@@ -149,6 +152,8 @@ class Follower:
             await socket.send_multipart(conversation.seal("ack", bytes=len(payload)))
         elif kind == "behind":
             await socket.send_multipart(conversation.seal("sync", create_sync_message(self.record.doc)))
+        if kind == "bye":
+            self._gone = run.keeper
         return kind != "bye"
 
     def state(self) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class Room:
         """Whether the room is loading or being overwritten: an edit now would be lost."""
         loading = (
             self._room._document_load_progressively and not self._room._document_progressively_loaded.done()
-        )  # noqa: SLF001
+        )
         return not self._room.ready or self._room._update_lock.locked() or loading  # noqa: SLF001
 
     @property
@@ -76,7 +76,8 @@ class Room:
 
     def cell(self, cell_id: str, code: str, cursor: Cursor | None = None) -> Map[Any] | None:
         """The code cell with this id; a cursor says where to look first. Notebooks without ids in their file (nbformat < 4.5) get new ones with each load:
-        there, the one cell whose source is what was executed."""
+        there, the one cell whose source is what was executed.
+        """
         cells = self.notebook.ycells
         if cursor is not None and cursor.index < len(cells) and cells[cursor.index].get("id") == cell_id:
             found: Map[Any] = cells[cursor.index]
@@ -160,7 +161,8 @@ class Room:
 
     def _break(self, cursor: Cursor) -> None:
         """Keep a growing Text flat: neighbouring insertions merge into one block, and appending to it costs its whole
-        length. An operation elsewhere in between keeps them apart."""
+        length. An operation elsewhere in between keeps them apart.
+        """
         if cursor.unbroken >= CHUNK:
             cursor.unbroken = 0
             apart: Map[Any] = self.doc.get("output_keeper", type=Map)

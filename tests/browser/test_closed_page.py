@@ -36,11 +36,11 @@ def test_every_line_is_there_once_when_reopened_after_the_end(
     page.close()
     trace.wait_for("end")
 
-    reopened = open_page(notebook).wait_for_prompt("[1]")
-    assert reopened.lines == expected_lines(200)
-    assert reopened.shown_lines == expected_lines(200)
+    page = open_page(notebook)
+    page.wait_for_lines("[1]", expected_lines(200))
     wait_until(lambda: cell_on_disk(server.path(notebook))["execution_count"] == 1, what="[1] on disk")
     assert lines_on_disk(server.path(notebook)) == expected_lines(200)
+    page.wait_for_lines("[1]", expected_lines(200))
 
 
 def test_reopened_while_it_runs_shows_all_so_far_and_goes_on_live(
@@ -66,10 +66,11 @@ def test_reopened_while_it_runs_shows_all_so_far_and_goes_on_live(
     assert live.prompt == "[*]"
 
     trace.open_gate("finish")
-    ended = page.wait_for_prompt("[1]")
-    assert ended.lines == ended.shown_lines == trace.printed()
-    assert page.playwright.evaluate("window.firstLoad")
+    trace.wait_for("end")
+    page.wait_for_lines("[1]", trace.printed())
     wait_until(lambda: lines_on_disk(server.path(long_cell)) == trace.printed(), what="all lines on disk")
+    page.wait_for_lines("[1]", trace.printed())
+    assert page.playwright.evaluate("window.firstLoad")
 
 
 def test_cells_of_run_all_that_start_after_the_page_is_gone(
@@ -88,11 +89,9 @@ def test_cells_of_run_all_that_start_after_the_page_is_gone(
     trace.wait_for("done 3")
 
     page = open_page(notebook)
-    page.wait_for_prompt("[4]", 3)
-    for number, view in enumerate(page.cells()):
-        assert view.prompt == f"[{number + 1}]"
+    for number in range(4):
+        view = page.wait_for_lines(f"[{number + 1}]", [f"begin {number}", f"done {number}"], number)
         assert view.execution_count == number + 1
-        assert view.lines == view.shown_lines == [f"begin {number}", f"done {number}"]
     wait_until(lambda: cell_on_disk(server.path(notebook), 3)["execution_count"] == 4, what="[4] on disk")
     for number in range(4):
         assert cell_on_disk(server.path(notebook), number)["execution_count"] == number + 1
@@ -131,14 +130,16 @@ def test_images_html_results_and_tracebacks_made_while_closed(
     page.wait_for_prompt("[5]", 4)
     wait_until(lambda: page.image_width(1) == 8, what="the image is shown")
     wait_until(lambda: page.element_text("#proof", 2) == "the script has run", what="the HTML is rendered")
-    assert page.cell(3).shown == ("{'answer': 42}",)
-    assert "ValueError: raised while closed" in page.cell(4).shown_lines
+    page.wait(lambda view: view.shown == ("{'answer': 42}",), 3, what="the result is shown")
+    page.wait(
+        lambda view: "ValueError: raised while closed" in view.shown_lines, 4, what="the traceback is shown"
+    )
     assert all(view.trusted for view in page.cells())
 
     expected = [comparable(outputs) for outputs in nbclient_outputs(build(*cells))]
-    assert [comparable(view.outputs) for view in page.cells()] == expected
 
     def on_disk() -> list[list[dict[str, Any]]]:
         return [comparable(cell_on_disk(server.path(notebook), i)["outputs"]) for i in range(len(cells))]
 
     wait_until(lambda: on_disk() == expected, what="the file has the same outputs", state=on_disk)
+    assert [comparable(view.outputs) for view in page.cells()] == expected

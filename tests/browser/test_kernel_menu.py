@@ -17,13 +17,14 @@ def test_interrupt(server: Server, notebook: str, trace: Trace, open_page: OpenP
     page.run_cell(0)
     trace.wait(10)
     page.interrupt()
-    view = page.wait_for_prompt("[1]", 0)
+    page.wait_for_prompt("[1]", 0)
+    view = page.wait(lambda view: len(view.outputs) > 1, what="the error under the lines")
     assert [output["output_type"] for output in view.outputs] == ["stream", "error"]
     assert view.outputs[1]["ename"] == "KeyboardInterrupt"
     assert view.lines in (trace.printed(), [*trace.printed(), f"line {len(trace.printed())}"])
 
     page.run_cell(1)
-    assert page.wait_for_prompt("[2]", 1).lines == ["after"]
+    page.wait_for_lines("[2]", ["after"], 1)
 
 
 def test_restart_while_a_cell_runs(server: Server, long_cell: str, trace: Trace, open_page: OpenPage) -> None:
@@ -45,8 +46,10 @@ def test_restart_while_a_cell_runs(server: Server, long_cell: str, trace: Trace,
     wait_until(lambda: lines_on_disk(server.path(long_cell))[: len(printed)] == printed, what="all on disk")
 
     trace.open_gate("finish")
+    again = len(trace.steps())
     page.run_cell()
-    page.wait_for_prompt("[1]")
+    wait_until(lambda: trace.steps()[-1] == "end", what="the second run has ended", state=trace.steps)
+    page.wait_for_lines("[1]", [f"line {step}" for step in trace.steps()[again:-1]])
 
 
 def test_restart_forgets_and_counts_from_one(server: Server, notebook: str, open_page: OpenPage) -> None:
@@ -54,13 +57,13 @@ def test_restart_forgets_and_counts_from_one(server: Server, notebook: str, open
     write(server.path(notebook), "print('x' in globals())\nx = 1")
     page = open_page(notebook)
     page.run_cell()
-    assert page.wait_for_prompt("[1]").lines == ["False"]
+    page.wait_for_lines("[1]", ["False"])
     page.run_cell()
-    assert page.wait_for_prompt("[2]").lines == ["True"]
+    page.wait_for_lines("[2]", ["True"])
     (kernel,) = server.kernels()
     page.restart()
     page.run_cell()
-    assert page.wait_for_prompt("[1]").lines == ["False"]
+    page.wait_for_lines("[1]", ["False"])
     assert [kernel["id"]] == [each["id"] for each in server.kernels()]
 
 

@@ -29,29 +29,32 @@ def test_nothing_is_lost_or_doubled_when_the_cell_runs_on(
     page.run_cell()
     trace.wait(20)
     assert network.cut() > 0
-    trace.wait(20 + 50)
+    page.wait_for_disconnection()
+    trace.wait(len(trace.steps()) + 50)
     network.restore()
 
     so_far = len(trace.printed())
     live = page.wait(lambda view: len(view.lines) >= so_far + 5, what="lines come again after the drop")
     assert live.prompt == "[*]"
     trace.open_gate("finish")
-    view = page.wait_for_prompt("[1]")
-    assert view.lines == view.shown_lines == trace.printed()
+    trace.wait_for("end")
+    page.wait_for_lines("[1]", trace.printed())
     wait_until(lambda: lines_on_disk(server.path(notebook)) == trace.printed(), what="all lines on disk")
+    page.wait_for_lines("[1]", trace.printed())
 
 
 def test_a_cell_that_ends_during_the_drop_is_complete_afterwards(
     server: Server, notebook: str, trace: Trace, open_page: OpenPage, network: CuttableProxy
 ) -> None:
     """The page did not hear the end; it shows it once the network is back."""
-    write(server.path(notebook), trace.printing(lines=40, seconds=4))
+    write(server.path(notebook), trace.printing(lines=40, seconds=6))
     page = open_page(notebook, base_url=network.url)
     page.run_cell()
     trace.wait(5)
     assert network.cut() > 0
+    page.wait_for_disconnection()
     trace.wait_for("end")
     network.restore()
-    view = page.wait_for_prompt("[1]")
-    assert view.lines == view.shown_lines == trace.printed()
+    page.wait_for_lines("[1]", trace.printed())
     wait_until(lambda: lines_on_disk(server.path(notebook)) == trace.printed(), what="all lines on disk")
+    page.wait_for_lines("[1]", trace.printed())

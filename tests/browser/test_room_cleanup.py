@@ -44,8 +44,7 @@ def test_outputs_printed_after_the_room_is_gone(
     assert lines_on_disk(server.path(notebook)) == expected_lines(40)
 
     page = open_page(notebook)
-    view = page.wait_for_prompt("[1]")
-    assert view.lines == expected_lines(40)
+    view = page.wait(lambda view: view.prompt == "[1]" and view.lines == expected_lines(40), what="all, [1]")
     assert view.trusted
     wait_until(lambda: page.element_text("#proof") == "yes", what="the HTML is rendered as trusted")
 
@@ -62,5 +61,7 @@ def test_a_new_room_while_the_cell_still_runs(
     view = page.wait(lambda view: view.lines == expected_lines(40), what="the rest, live")
     assert view.prompt == "[*]"
     trace.open_gate("finish")
-    assert page.wait_for_prompt("[1]").lines == expected_lines(40)
+    page.wait_for_prompt("[1]")
     wait_until(lambda: lines_on_disk(server.path(notebook)) == expected_lines(40), what="all lines on disk")
+    wait_until(lambda: cell_on_disk(server.path(notebook))["execution_count"] == 1, what="[1] on disk")
+    assert page.cell().lines == expected_lines(40)

@@ -35,8 +35,7 @@ def test_the_file_is_completed_after_the_page_is_gone(
     trace.wait_for("end")
     wait_until(lambda: cell_on_disk(server.path(notebook))["execution_count"] == 1, what="[1] on disk")
     assert lines_on_disk(server.path(notebook)) == expected_lines(200)
-    view = open_page(notebook).wait_for_prompt("[1]")
-    assert view.lines == view.shown_lines == expected_lines(200)
+    open_page(notebook).wait_for_lines("[1]", expected_lines(200))
 
 
 def test_an_open_page_shows_and_saves_what_it_always_does(
@@ -54,7 +53,9 @@ def test_an_open_page_shows_and_saves_what_it_always_does(
     page = open_page(notebook)
     page.run_all()
     page.wait_for_prompt("[4]", 3)
-    assert [comparable(view.outputs) for view in page.cells()] == expected
+    wait_until(
+        lambda: [comparable(view.outputs) for view in page.cells()] == expected, what="nbclient's outputs"
+    )
     page.save()
     assert page.dialogs() == []
     on_disk = [comparable(cell_on_disk(server.path(notebook), index)["outputs"]) for index in range(4)]

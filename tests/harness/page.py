@@ -129,6 +129,13 @@ class Page:
             "the page is connected to its kernel",
         )
 
+    def wait_for_disconnection(self) -> None:
+        """Until the page has noticed that its websocket to the kernel is gone."""
+        self._wait(
+            "return panel.sessionContext.session?.kernel?.connectionStatus !== 'connected'",
+            "the page has lost its kernel's connection",
+        )
+
     def close(self) -> None:
         """End the browser context at once, as closing a laptop's lid for good does."""
         with contextlib.suppress(PlaywrightError):
@@ -262,6 +269,17 @@ class Page:
     def wait_for_prompt(self, prompt: str, index: int = 0) -> CellView:
         """Wait until a cell's prompt reads ``[1]``, ``[*]`` …; returns the cell."""
         return self.wait(lambda view: view.prompt == prompt, index, what=f"cell {index} shows {prompt}")
+
+    def wait_for_lines(self, prompt: str, lines: list[str], index: int = 0) -> CellView:
+        """Wait until a cell has that prompt and exactly these lines, in the model and shown; returns the cell.
+
+        The prompt may come a moment before the outputs: the one by the kernel's reply, the others by the document.
+        """
+        return self.wait(
+            lambda view: view.prompt == prompt and view.lines == view.shown_lines == lines,
+            index,
+            what=f"cell {index} shows {prompt} and exactly {len(lines)} lines",
+        )
 
     def element_text(self, selector: str, index: int = 0) -> str | None:
         """The text of an element inside a cell's outputs, None when there is none."""

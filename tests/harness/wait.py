@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LIMIT = float(__import__("os").environ.get("OKLIM","60"))
+LIMIT = 60.0
 """Seconds before a condition counts as never coming true; far above what a slow machine needs."""
 
 

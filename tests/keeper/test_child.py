@@ -8,12 +8,17 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING
 
 import pytest
 
 from output_keeper.errors import LaunchFailed
 from output_keeper.keeper.child import Child, describe_exit, exit_status, kernel_argv
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX processes")
 
@@ -30,14 +35,11 @@ def launch(code: str, *argv: str, **settings: object) -> Child:
     return Child([sys.executable, "-c", code, *argv], **arguments)  # type: ignore[arg-type]
 
 
-WAITS = "import signal, sys; print('up', flush=True); signal.pause()"
-
-
 @pytest.mark.parametrize(
     ("argument", "becomes"),
     [
         ("{connection_file}", "/p/k.json"),
-        ("--f={connection_file}", "/p/k.json"),
+        ("--f={connection_file}", "--f=/p/k.json"),
         ("/run/kernel-1.json", "/p/k.json"),
         ("--f=/run/kernel-1.json", "--f=/p/k.json"),
         ("run('/run/kernel-1.json')", "run('/p/k.json')"),
@@ -47,8 +49,7 @@ WAITS = "import signal, sys; print('up', flush=True); signal.pause()"
     ],
 )
 def test_the_private_file_replaces_the_front_one(argument: str, becomes: str) -> None:
-    expected = "--f=/p/k.json" if argument.startswith("--f={") else becomes
-    assert kernel_argv(["k", argument], "/run/kernel-1.json", "/p/k.json") == ["k", expected]
+    assert kernel_argv(["k", argument], "/run/kernel-1.json", "/p/k.json") == ["k", becomes]
 
 
 def test_a_link_and_its_target_are_both_replaced(tmp_path: Path) -> None:
@@ -71,9 +72,15 @@ def test_the_kernel_gets_its_surroundings(tmp_path: Path) -> None:
     code = """
 import json, os, sys
 json.dump({
-    "argv": sys.argv[1:], "cwd": os.getcwd(), "parent": os.environ["JPY_PARENT_PID"], "extra": os.environ["EXTRA"],
-    "ppid": os.getppid(), "leader": [os.getpgid(0), os.getsid(0)], "pid": os.getpid(), "stdin": sys.stdin.read(),
+    "argv": sys.argv[1:],
+    "cwd": os.getcwd(),
+    "parent": os.environ["JPY_PARENT_PID"],
+    "extra": os.environ["EXTRA"],
     "home": os.environ.get("HOME"),
+    "ppid": os.getppid(),
+    "leader": [os.getpgid(0), os.getsid(0)],
+    "pid": os.getpid(),
+    "stdin": sys.stdin.read(),
 }, open(sys.argv[1], "w"))
 """
     said = tmp_path / "said.json"
@@ -94,31 +101,39 @@ json.dump({
     }
 
 
+@contextmanager
+def stdout_read(started: list[Child], code: str, *, guarded: bool) -> Iterator[IO[bytes]]:
+    """Start a child that inherits a pipe as stdout; at its end of file every process that held it is gone."""
+    read, write = os.pipe()
+    saved = os.dup(1)
+    os.dup2(write, 1)
+    try:
+        started.append(launch(code, guarded=guarded))
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+        os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        yield pipe
+
+
 @pytest.mark.parametrize(
     ("act", "returncode"),
     [("interrupt", -signal.SIGINT), ("terminate", -signal.SIGTERM), ("kill", -signal.SIGKILL)],
 )
 @pytest.mark.parametrize("guarded", [False, True])
-def test_signals_reach_the_whole_group(act: str, returncode: int, guarded: bool, tmp_path: Path) -> None:
-    # Both processes hold the pipe open until they end; default actions, so that every signal ends them.
+def test_signals_reach_the_whole_group(act: str, returncode: int, guarded: bool) -> None:
     code = """
-import os, signal, sys
+import os, signal
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 if os.fork():
     signal.pause()
 os.write(1, b"up")
 signal.pause()
 """
-    read, write = os.pipe()
-    saved = os.dup(1)
-    os.dup2(write, 1)
-    try:
-        child = launch(code, guarded=guarded)
-    finally:
-        os.dup2(saved, 1)
-        os.close(saved)
-        os.close(write)
-    with os.fdopen(read, "rb") as pipe:
+    started: list[Child] = []
+    with stdout_read(started, code, guarded=guarded) as pipe:
+        (child,) = started
         assert pipe.read(2) == b"up"
         assert child.poll() is None
         getattr(child, act)()
@@ -210,39 +225,25 @@ def test_a_killed_keeper_takes_the_kernel_with_it() -> None:
 
 def test_the_guard_takes_the_whole_group_with_a_killed_keeper() -> None:
     # The grandchild has no death signal of its own: only the guard can end it.
-    kernel = "import os, signal; pid = os.fork(); pid or os.write(1, b'up'); [signal.pause() for _ in iter(int, 1)]"
+    kernel = "import os, signal; os.fork() or os.write(1, b'up'); [signal.pause() for _ in iter(int, 1)]"
     assert kill_a_keeper(kernel, guarded=True) == b""
 
 
 def test_the_guard_leaves_what_a_kernel_left_running() -> None:
     code = """
-import os, sys
+import os, signal
 read, write = os.pipe()
 if os.fork():
+    os.read(read, 1)
     os._exit(0)
+signal.signal(signal.SIGUSR1, lambda *_: (os.write(1, b"alive"), os._exit(0)))
 os.write(1, b"up")
-sys.stdin.close()
-os.read(int(sys.argv[1]), 1)
-os.write(1, b"alive")
+os.write(write, b"x")
+signal.pause()
 """
-    fifo_read, fifo_write = os.pipe()
-    os.close(fifo_read)
-    os.close(fifo_write)
-    folder_read, out = os.pipe()
-    saved = os.dup(1)
-    os.dup2(out, 1)
-    try:
-        child = launch(
-            "import os, signal; os.fork() and os._exit(0);"
-            "signal.signal(signal.SIGUSR1, lambda *_: (os.write(1, b'alive'), os._exit(0)));"
-            "os.write(1, b'up'); signal.pause()",
-            guarded=True,
-        )
-    finally:
-        os.dup2(saved, 1)
-        os.close(saved)
-        os.close(out)
-    with os.fdopen(folder_read, "rb") as pipe:
+    started: list[Child] = []
+    with stdout_read(started, code, guarded=True) as pipe:
+        (child,) = started
         assert pipe.read(2) == b"up"
         assert child.wait(LIMIT) == 0
         os.killpg(child.pid, signal.SIGUSR1)

@@ -274,6 +274,16 @@ def test_nesting_is_read_to_the_limit_and_refused_beyond() -> None:
             parse(content_frames(nested(MAX_DEPTH + 1, end)), SIGNER)
 
 
+@pytest.mark.parametrize("depth", [MAX_DEPTH + 1, 500, 900, 1000, 2000])
+def test_nesting_that_only_the_standard_library_reads_is_refused_too(depth: int) -> None:
+    header = HEADER[:-1] + b', "a": ' + b"[" * depth + b"NaN" + b"]" * depth + b"}"
+    frames = frames_of(header, b"{}", b"{}", b"{}")
+    with pytest.raises(MalformedMessage):
+        envelope(frames)
+    with pytest.raises(MalformedMessage):
+        parse(frames, SIGNER)
+
+
 @CALM
 @given(
     st.recursive(st.none() | st.integers() | st.floats() | st.text(st.characters()), st.lists, max_leaves=6)
@@ -296,4 +306,5 @@ def test_what_json_cannot_express_is_not_serialized() -> None:
 def test_a_message_of_100_megabytes_is_read_and_written() -> None:
     text = "x" * 100_000_000
     read = parse(serialize(message({"text": text}), SIGNER), SIGNER)
-    assert read.content["text"] == text
+    same = read.content["text"] == text
+    assert same
