@@ -71,7 +71,7 @@ class ServerConfig:
         from jupyter_server.extension.config import ExtensionConfigManager
         from traitlets.config.loader import LazyConfigValue
 
-        app = JupyterApp(name="jupyter-server", config_file_name=CONFIG_SECTION, log_level="CRITICAL")
+        app = JupyterApp(log_level="CRITICAL")
         error = ""
         for name in (CONFIG_SECTION, "jupyter_output_keeper_config"):
             app.config_file_name = name
@@ -93,20 +93,22 @@ class ServerConfig:
         return self.values.get(section, {}).get(trait)
 
     def where(self, extension: str) -> str:
-        """Give the file that decides whether a server extension is on; "" when there is none."""
-        for folder in map(Path, self.folders):
-            first = [folder / f"{CONFIG_SECTION}.py", folder / f"{CONFIG_SECTION}.json"]
-            for file in first + sorted((folder / f"{CONFIG_SECTION}.d").glob("*.json"), reverse=True):
-                if file.is_file() and _mentions(file, extension):
-                    return str(file)
-        return ""
+        """Give the file that makes a server extension what it is, on or off; "" when there is none."""
+        folders = list(map(Path, self.folders))
+        names = [f"{name}{suffix}" for name in (CONFIG_SECTION, "jupyter_config") for suffix in (".json", ".py")]
+        files = [folder / name for folder in folders for name in names]
+        for folder in folders:  # a server looks there for what the files above leave open
+            files += sorted((folder / f"{CONFIG_SECTION}.d").glob("*.json"), reverse=True)
+        state = self.extensions.get(extension)
+        return next((str(file) for file in files if file.is_file() and _says(file, extension, state)), "")
 
 
-def _mentions(file: Path, extension: str) -> bool:
+def _says(file: Path, extension: str, state: bool | None) -> bool:
+    """Tell whether a config file gives this state; of a Python file, whether it could."""
     try:
         text = file.read_text(encoding="utf-8", errors="replace")
         if file.suffix == ".json":
-            return extension in json.loads(text)["ServerApp"]["jpserver_extensions"]
+            return json.loads(text)["ServerApp"]["jpserver_extensions"][extension] is state
     except (OSError, ValueError, KeyError, TypeError):
         return False  # a server passes over such a file, too
     return "jpserver_extensions" in text and extension in text

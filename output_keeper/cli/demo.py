@@ -94,10 +94,7 @@ class Result:
             if not seen.is_whole(expected)
         ]
         if wrong:
-            return (
-                False,
-                f"It did not work: not everything the cell printed is, once and in order, in {' and '.join(wrong)}.",
-            )
+            return False, f"It did not work: what the cell printed is not whole in {' and in '.join(wrong)}."
         if not self.left_with < self.found:
             return False, "Nothing was printed while nobody looked, so this run shows nothing: try again."
         rest = "saw the rest appear" if self.found < total else "all of them were there"

@@ -40,6 +40,7 @@ def run_kernel(arguments: Sequence[str]) -> int:
             sync=options.sync,
             runs_per_cell=options.runs_per_cell,
             ready_fd=options.ready_fd,
+            root=options.root,
         )
     )
 
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--sync", choices=["normal", "full"], default="normal", help="what a power loss may take")
     parser.add_argument("--runs-per-cell", type=int, default=10, help="how many runs of a cell are kept (default 10)")
+    parser.add_argument("--root", default="", help="the folder whose server the kernel belongs to")
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--env-from-stdin", action="store_true", help=argparse.SUPPRESS)
     return parser

@@ -59,6 +59,7 @@ class KeeperSettings:
     runs_per_cell: int = 10
     ready_fd: int | None = None
     extra_arguments: list[str] = field(default_factory=list)
+    root: str = ""
 
 
 class Keeper:
@@ -210,6 +211,7 @@ class Keeper:
             grants=settings.expect_grants,
             server=Process.of(os.getppid()),
             sessions=[],
+            root=settings.root,
             started=datetime.now(timezone.utc).isoformat(),
         ).write(self._run_dir)
 

@@ -97,7 +97,8 @@ class Run:
 
     ``connection``: the front connection info with its key, as in a connection file. ``endpoint``: the address
     of the record endpoint, None when there is none. ``record``: the path of the record. ``grants``: whether
-    the server said to expect grants. ``server``: who launched the keeper. ``started``: ISO 8601 with offset.
+    the server said to expect grants. ``server``: whose kernel this is. ``root``: the folder that server serves,
+    "" when there is none; session rows hold paths below it. ``started``: ISO 8601 with offset.
     """
 
     kernel_id: str
@@ -115,6 +116,7 @@ class Run:
     server: Process | None
     sessions: list[dict[str, Any]]
     started: str
+    root: str = ""
 
     def write(self, folder: str | os.PathLike[str]) -> None:
         """Write the run file into ``folder``, made private when it is missing; replaces the old one whole.
@@ -173,6 +175,25 @@ def change(folder: str | os.PathLike[str], **fields: Any) -> Run:
     lock = hold(Path(folder) / f"{RUN_FILE}.lock", timeout=5.0)
     try:
         run = dataclasses.replace(Run.read(folder), **fields)
+        run.write(folder)
+    finally:
+        lock.release()
+    return run
+
+
+def claim(folder: str | os.PathLike[str], root: str) -> Run | None:
+    """Make this process the server of a keeper whose server is gone; None when it is somebody else's.
+
+    A keeper is ours when it runs here, served the same root, and its last server does not live any more. Of several
+    servers that claim it at once one gets it. Raises as :func:`change` does.
+    """
+    own = Process.of(os.getpid())
+    lock = hold(Path(folder) / f"{RUN_FILE}.lock", timeout=5.0)
+    try:
+        run = Run.read(folder)
+        if not run.alive() or run.root != root or (run.server is not None and run.server.alive()):
+            return None
+        run = dataclasses.replace(run, server=own)
         run.write(folder)
     finally:
         lock.release()
@@ -340,6 +361,7 @@ _RUN_TYPES: dict[str, type | tuple[type, ...]] = {
     "server": (dict, _NONE),
     "sessions": list,
     "started": str,
+    "root": str,
 }
 _PROCESS_TYPES: dict[str, type | tuple[type, ...]] = {"pid": int, "create_time": (int, float)}
 _IDENTITY_TYPES: dict[str, type | tuple[type, ...]] = {

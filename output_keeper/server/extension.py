@@ -21,6 +21,7 @@ from output_keeper.server.follower import Follower
 from output_keeper.server.pages import Pages
 from output_keeper.server.projector import Projector
 from output_keeper.server.provisioner import KeeperProvisioner, LaunchSettings
+from output_keeper.server.restore import Restorer
 from output_keeper.server.rooms import Rooms
 
 PROVISIONER = "output-keeper"
@@ -41,9 +42,7 @@ class OutputKeeper(ExtensionApp):
         config=True,
         help="Seconds a cell's outputs wait for the decision who writes them, before they go to the page that ran it.",
     )
-    flush_interval = Float(
-        0.03, config=True, help="Seconds between writes of a record while a kernel prints."
-    )
+    flush_interval = Float(0.03, config=True, help="Seconds between writes of a record while a kernel prints.")
     sync = Enum(
         ["normal", "full"],
         "normal",
@@ -88,10 +87,20 @@ class OutputKeeper(ExtensionApp):
                 factory.default_provisioner_name,
             )
         self.settings["output_keeper"] = self
+        self._root = str(self.serverapp.root_dir)
+        self._restorer = Restorer(self.serverapp, self._root, self._follower)
+        KeeperProvisioner.listeners.append(self._launched)
+        loop = self.serverapp.io_loop
+        if not loop.asyncio_loop.is_running():  # type: ignore[attr-defined]
+            loop.run_sync(self._restorer.restore)
+        else:  # embedded in a running loop: pages may ask before we are done
+            self._spawn(self._restorer.restore())
+        self._restorer.watch_sessions()
 
     async def _start_jupyter_server_extension(self, serverapp: Any) -> None:
         """Called when the event loop runs and every extension is loaded."""
         KeeperProvisioner.settings = LaunchSettings(
+            root=self._root,
             record_dir=self.record_dir or None,
             expect_grants=self.project and self._rooms.available,
             hold=self.hold_timeout,
@@ -99,11 +108,8 @@ class OutputKeeper(ExtensionApp):
             sync=self.sync,
             runs_per_cell=self.runs_per_cell,
         )
-        KeeperProvisioner.listeners.append(self._launched)
         if self._rooms.available:
-            serverapp.event_logger.add_listener(
-                schema_id=COLLABORATION_EVENTS, listener=self._collaboration_event
-            )
+            serverapp.event_logger.add_listener(schema_id=COLLABORATION_EVENTS, listener=self._collaboration_event)
         self._spawn(self._note_activity())
         self.log.info("output-keeper %s keeps the outputs of kernels in %s", __version__, self._record_dir)
 
@@ -133,6 +139,10 @@ class OutputKeeper(ExtensionApp):
         self._kernels[kernel_id] = kept
         self._spawn(kept.follower.run())
         self._spawn(kept.projector.run())
+
+    def _follower(self, kernel_id: str) -> Follower | None:
+        kept = self._kernels.get(kernel_id)
+        return None if kept is None else kept.follower
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

@@ -47,11 +47,10 @@ class Follower:
         self._context = context
         self._log = log
         self._poke = asyncio.Event()
+        self._synced = asyncio.Event()
         self._conversation: Conversation | None = None
         self._socket: zmq.asyncio.Socket | None = None
-        self._gone: Identity | None = (
-            None  # the keeper that said goodbye: its process may take a moment to end
-        )
+        self._gone: Identity | None = None  # the keeper that said goodbye: its process may take a moment to end
         self.record.observe_touched(touched)
 
     def poke(self) -> None:
@@ -62,6 +61,14 @@ class Follower:
     def alive(self) -> bool:
         """Whether the keeper that wrote the run file lives."""
         return self.run_file is not None and self.run_file.keeper != self._gone and self.run_file.alive()
+
+    async def wait_synced(self, timeout: float) -> bool:
+        """Wait at most ``timeout`` s until the record has been received once; tell whether it was."""
+        try:
+            await asyncio.wait_for(self._synced.wait(), timeout)
+        except asyncio.TimeoutError:
+            return False
+        return True
 
     async def run(self) -> None:
         """Follow until cancelled. A keeper that ended leaves the record as its store has it."""
@@ -149,6 +156,7 @@ class Follower:
         kind = header.get("type")
         if kind == "update":
             handle_sync_message(payload[1:], self.record.doc)
+            self._synced.set()
             await socket.send_multipart(conversation.seal("ack", bytes=len(payload)))
         elif kind == "behind":
             await socket.send_multipart(conversation.seal("sync", create_sync_message(self.record.doc)))

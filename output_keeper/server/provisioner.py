@@ -1,5 +1,7 @@
-"""The kernel provisioner: starts a kernel under a keeper. It imports only the standard library and jupyter_client at
-its top, because a default provisioner that cannot be imported hides every kernelspec.
+"""The kernel provisioner: starts a kernel under a keeper, or attaches to a keeper that outlived its server.
+
+It imports only the standard library and jupyter_client at its top, because a default provisioner that cannot be
+imported hides every kernelspec.
 """
 
 from __future__ import annotations
@@ -14,13 +16,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from jupyter_client.connect import KernelConnectionInfo
+from jupyter_client.connect import KernelConnectionInfo, LocalPortCache
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
+
+if TYPE_CHECKING:
+    from output_keeper.record.runs import Run
 
 READY_TIMEOUT = 30.0  # s a keeper gets to bind and to start its kernel on a machine under load
 KILL_GRACE = 4.0  # s a keeper gets, after its kernel was killed, to write the last of the record
+PORTS = ("shell_port", "iopub_port", "stdin_port", "hb_port", "control_port")
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,7 @@ class LaunchSettings:
     flush_interval: float = 0.03
     sync: str = "normal"
     runs_per_cell: int = 10
+    root: str = ""
 
 
 class KeeperProvisioner(LocalProvisioner):
@@ -46,9 +53,22 @@ class KeeperProvisioner(LocalProvisioner):
     """Called with the kernel_id after each launch under a keeper."""
     unkept: ClassVar[dict[str, str]] = {}
     """kernel_id → why this kernel runs without a keeper."""
+    attach: ClassVar[dict[str, Run]] = {}
+    """kernel_id → the living keeper that the next launch of this kernel attaches to, instead of starting one."""
 
     _kept = False
     _killed_at: float | None = None
+
+    async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
+        """Give the kernel manager the connection info of the keeper it will attach to, else new ports."""
+        run = self.attach.get(self.kernel_id)
+        manager: Any = self.parent
+        if run is not None and manager is not None:
+            manager.load_connection_info(run.connection)
+            if manager.cache_ports and manager.transport == "tcp":
+                LocalPortCache.instance().currently_used_ports.update(getattr(manager, name) for name in PORTS)
+                self.ports_cached = True
+        return await super().pre_launch(**kwargs)
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
         """Start the keeper and wait until it has bound the ports and started the kernel.
@@ -58,7 +78,15 @@ class KeeperProvisioner(LocalProvisioner):
         """
         self._killed_at = None
         self._kept = False
-        reason = await self._launch_keeper(cmd, kwargs)
+        run = self.attach.pop(self.kernel_id, None)
+        if run is not None:
+            process: Any = AttachedProcess(run)
+            self.process = process
+            self.pid = self.pgid = run.keeper.pid
+            self.cwd = run.cwd
+            reason = None
+        else:
+            reason = await self._launch_keeper(cmd, kwargs)
         if reason is None:
             self._kept = True
             self.unkept.pop(self.kernel_id, None)
@@ -66,15 +94,13 @@ class KeeperProvisioner(LocalProvisioner):
                 listener(self.kernel_id)
             return self.connection_info
         self.log.warning(
-            "output-keeper: kernel %s starts without a keeper, its outputs are not kept: %s",
-            self.kernel_id,
-            reason,
+            "output-keeper: kernel %s starts without a keeper, its outputs are not kept: %s", self.kernel_id, reason
         )
         self.unkept[self.kernel_id] = reason
         return await super().launch_kernel(cmd, **kwargs)
 
     async def kill(self, restart: bool = False) -> None:
-        """Kill the kernel at once. Its keeper writes what is left and follows; one that does not is killed in `wait`."""
+        """Kill the kernel at once. Its keeper writes what is left and follows; one that hangs is killed in `wait`."""
         if self._kept and self.process is not None:
             self._killed_at = time.monotonic()
             await self.send_signal(signal.SIGQUIT)
@@ -86,9 +112,7 @@ class KeeperProvisioner(LocalProvisioner):
         if self._kept:
             while self.process is not None and await self.poll() is None:
                 if self._killed_at is not None and time.monotonic() - self._killed_at > KILL_GRACE:
-                    self.log.warning(
-                        "output-keeper: the keeper of kernel %s hangs and is killed", self.kernel_id
-                    )
+                    self.log.warning("output-keeper: the keeper of kernel %s hangs and is killed", self.kernel_id)
                     self._killed_at = None
                     await super().kill()
                 await asyncio.sleep(0.05)
@@ -109,7 +133,7 @@ class KeeperProvisioner(LocalProvisioner):
             return str(error)
         read_end, write_end = os.pipe()
         try:
-            self.process = subprocess.Popen(
+            process = subprocess.Popen(  # noqa: ASYNC220  as jupyter_client's launcher does
                 self._argv(cmd, kwargs, write_end),
                 stdin=subprocess.PIPE,
                 stdout=kwargs.get("stdout"),
@@ -120,28 +144,20 @@ class KeeperProvisioner(LocalProvisioner):
             )
         except OSError as error:
             os.close(read_end)
-            return f"{error}"
+            return str(error)
         finally:
             os.close(write_end)
-        self.pid = self.process.pid
-        self.pgid = self.process.pid
-        self.cwd = kwargs.get("cwd", Path.cwd())
         environment = json.dumps({"env": kwargs.get("env", dict(os.environ))})
-        loop = asyncio.get_running_loop()
-        try:
-            ready = await asyncio.wait_for(
-                loop.run_in_executor(None, _hand_over, self.process, environment, read_end), READY_TIMEOUT
-            )
-        except asyncio.TimeoutError:
-            ready = False
-        finally:
-            os.close(read_end)
-        if ready:
+        handed_over = asyncio.get_running_loop().run_in_executor(None, _hand_over, process, environment, read_end)
+        done, _ = await asyncio.wait({handed_over}, timeout=READY_TIMEOUT)
+        if done and handed_over.result():
+            self.process = process
+            self.pid = self.pgid = process.pid
+            self.cwd = kwargs.get("cwd", Path.cwd())
             return None
-        self.process.kill()
-        code = self.process.wait()
-        self.process = None
-        return f"the keeper ended with exit code {code} before the kernel ran, see {folder / 'keeper.log'}"
+        process.kill()
+        await handed_over  # its pipe has closed
+        return f"the keeper ended with exit code {process.wait()} before the kernel ran, see {folder / 'keeper.log'}"
 
     def _argv(self, cmd: list[str], kwargs: dict[str, Any], ready_fd: int) -> list[str]:
         settings = self.settings
@@ -154,11 +170,47 @@ class KeeperProvisioner(LocalProvisioner):
         argv += ["--hold", str(settings.hold), "--flush-interval", str(settings.flush_interval)]
         argv += ["--sync", settings.sync, "--runs-per-cell", str(settings.runs_per_cell)]
         argv += ["--ready-fd", str(ready_fd), "--env-from-stdin"]
+        if settings.root:
+            argv += ["--root", settings.root]
         if settings.record_dir:
             argv += ["--record-dir", settings.record_dir]
         if settings.expect_grants:
             argv += ["--expect-grants"]
         return [*argv, "--", *cmd]
+
+
+class AttachedProcess:
+    """A keeper that another process started, with the part of ``subprocess.Popen`` that jupyter_client uses.
+
+    How it ended cannot be known to anyone but its parent: `poll` gives 0 then. The record says how the kernel ended.
+    """
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.pid = run.keeper.pid
+
+    def poll(self) -> int | None:
+        """None while it runs, else 0."""
+        return None if self._run.alive() else 0
+
+    def wait(self) -> int:
+        """Called by LocalProvisioner once `poll` has said that it ended."""
+        return 0
+
+    def send_signal(self, signum: int) -> None:
+        """Send a signal, if it still runs."""
+        if self._run.alive():
+            os.kill(self.pid, signum)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        """Ask it to end its kernel and itself."""
+        self.send_signal(signal.SIGTERM)
 
 
 def _hand_over(process: subprocess.Popen[bytes], environment: str, read_end: int) -> bool:
@@ -168,5 +220,7 @@ def _hand_over(process: subprocess.Popen[bytes], environment: str, read_end: int
         with process.stdin as stdin:
             stdin.write(environment.encode())
     except BrokenPipeError:
+        os.close(read_end)
         return False
-    return os.read(read_end, 64).startswith(b"ready")
+    with os.fdopen(read_end, "rb") as ready:
+        return ready.read(5) == b"ready"

@@ -40,9 +40,7 @@ def notebook(request: pytest.FixtureRequest, server: Server) -> str:
 
 
 @pytest.fixture
-def open_page(
-    request: pytest.FixtureRequest, browser: Browser, server: Server, tmp_path: Path
-) -> Iterator[OpenPage]:
+def open_page(request: pytest.FixtureRequest, browser: Browser, server: Server, tmp_path: Path) -> Iterator[OpenPage]:
     """Pages on the module's server; those still open at the end of the test are closed."""
     pages = request.node.stash.setdefault(_PAGES, [])
     request.node.stash[_FOLDER] = tmp_path

@@ -35,12 +35,11 @@ def test_restart_while_a_cell_runs(server: Server, long_cell: str, trace: Trace,
     page.restart()
     printed = trace.printed()
 
-    for view in (
-        page.wait(lambda view: view.prompt != "[*]", what="the cell does not look running"),
-        other.wait(lambda view: view.prompt != "[*]", what="the cell does not look running elsewhere"),
-        open_page(long_cell).wait(lambda view: view.prompt != "[*]", what="nor in a new page"),
-    ):
-        assert view.lines[: len(printed)] == printed
+    for each in (page, other, open_page(long_cell)):
+        view = each.wait(
+            lambda view: view.prompt != "[*]" and view.lines[: len(printed)] == printed,
+            what="the cell has what it printed and does not look running",
+        )
         assert len(view.lines) <= len(printed) + 1
         assert view.execution_state == "idle"
     wait_until(lambda: lines_on_disk(server.path(long_cell))[: len(printed)] == printed, what="all on disk")
@@ -67,9 +66,7 @@ def test_restart_forgets_and_counts_from_one(server: Server, notebook: str, open
     assert [kernel["id"]] == [each["id"] for each in server.kernels()]
 
 
-def test_shut_down_while_a_cell_runs(
-    server: Server, long_cell: str, trace: Trace, open_page: OpenPage
-) -> None:
+def test_shut_down_while_a_cell_runs(server: Server, long_cell: str, trace: Trace, open_page: OpenPage) -> None:
     """No kernel and no process is left, and the cell keeps what it printed and does not look running."""
     page = open_page(long_cell)
     page.run_cell()
@@ -78,6 +75,8 @@ def test_shut_down_while_a_cell_runs(
     printed = trace.printed()
     assert server.kernels() == []
     server.assert_no_kernels_left()
-    view = page.wait(lambda view: view.prompt != "[*]", what="the cell does not look running")
-    assert view.lines[: len(printed)] == printed
+    page.wait(
+        lambda view: view.prompt != "[*]" and view.lines[: len(printed)] == printed,
+        what="the cell has what it printed and does not look running",
+    )
     wait_until(lambda: lines_on_disk(server.path(long_cell))[: len(printed)] == printed, what="all on disk")

@@ -79,16 +79,12 @@ def test_outputs_are_those_of_nbclient_in_two_browsers_and_on_disk(
     assert [view.shown for view in first.cells()] == [view.shown for view in second.cells()]
 
     def on_disk() -> list[list[dict[str, Any]]]:
-        return [
-            comparable(cell_on_disk(server.path(notebook), index)["outputs"]) for index in range(len(CELLS))
-        ]
+        return [comparable(cell_on_disk(server.path(notebook), index)["outputs"]) for index in range(len(CELLS))]
 
     wait_until(lambda: on_disk() == expected, what="nbclient's outputs on disk", state=on_disk)
 
 
-def test_lines_appear_while_the_cell_runs(
-    server: Server, long_cell: str, trace: Trace, open_page: OpenPage
-) -> None:
+def test_lines_appear_while_the_cell_runs(server: Server, long_cell: str, trace: Trace, open_page: OpenPage) -> None:
     """Live in the page that runs the cell and in another one, each line once."""
     first, second = open_page(long_cell), open_page(long_cell)
     first.run_cell()

@@ -49,9 +49,7 @@ def test_outputs_printed_after_the_room_is_gone(
     wait_until(lambda: page.element_text("#proof") == "yes", what="the HTML is rendered as trusted")
 
 
-def test_a_new_room_while_the_cell_still_runs(
-    server: Server, notebook: str, trace: Trace, open_page: OpenPage
-) -> None:
+def test_a_new_room_while_the_cell_still_runs(server: Server, notebook: str, trace: Trace, open_page: OpenPage) -> None:
     """The page in the new room shows all so far, ``[*]``, goes on live and ends with ``[1]``."""
     leave_silent_cell(server, notebook, trace, open_page)
     page = open_page(notebook)

@@ -21,6 +21,4 @@ def test_kernels_are_the_servers_own_children(server: Server, notebook: str, ope
     page.run_cell()
     (kernel,) = page.wait_for_prompt("[1]").lines
     assert psutil.Process(int(kernel)).ppid() == server.pid
-    assert sorted(process.pid for process in server.environment.processes()) == sorted(
-        [server.pid, int(kernel)]
-    )
+    assert sorted(process.pid for process in server.environment.processes()) == sorted([server.pid, int(kernel)])

@@ -38,9 +38,7 @@ def test_the_file_is_completed_after_the_page_is_gone(
     open_page(notebook).wait_for_lines("[1]", expected_lines(200))
 
 
-def test_an_open_page_shows_and_saves_what_it_always_does(
-    server: Server, notebook: str, open_page: OpenPage
-) -> None:
+def test_an_open_page_shows_and_saves_what_it_always_does(server: Server, notebook: str, open_page: OpenPage) -> None:
     """The page's outputs and the saved file are nbclient's; nothing is doubled, nothing asked when saving."""
     cells = [
         "for i in range(3): print(i, flush=True)",
@@ -53,9 +51,11 @@ def test_an_open_page_shows_and_saves_what_it_always_does(
     page = open_page(notebook)
     page.run_all()
     page.wait_for_prompt("[4]", 3)
-    wait_until(
-        lambda: [comparable(view.outputs) for view in page.cells()] == expected, what="nbclient's outputs"
-    )
+
+    def in_page() -> list[list[dict[str, Any]]]:
+        return [comparable(view.outputs) for view in page.cells()]
+
+    wait_until(lambda: in_page() == expected, what="nbclient's outputs", state=in_page)
     page.save()
     assert page.dialogs() == []
     on_disk = [comparable(cell_on_disk(server.path(notebook), index)["outputs"]) for index in range(4)]

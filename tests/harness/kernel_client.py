@@ -26,9 +26,7 @@ _OUTPUTS = {"stream", "display_data", "execute_result", "error", "clear_output",
 def _pack(channel: str, message: dict[str, Any]) -> bytes:
     """A message of the v1 subprotocol: number of offsets, offsets (uint64, little endian), parts."""
     parts = [channel.encode()]
-    parts += [
-        json.dumps(message[name]).encode() for name in ("header", "parent_header", "metadata", "content")
-    ]
+    parts += [json.dumps(message[name]).encode() for name in ("header", "parent_header", "metadata", "content")]
     parts += message.get("buffers", [])
     offsets = [8 * (len(parts) + 2)]
     for part in parts:
@@ -62,9 +60,7 @@ class KernelClient:
         self.session_id = session_id or uuid.uuid4().hex
         self.messages: list[dict[str, Any]] = []
         query = urllib.parse.urlencode({"session_id": self.session_id})
-        self._socket = WebSocket(
-            server, f"api/kernels/{kernel_id}/channels?{query}", subprotocol=_SUBPROTOCOL
-        )
+        self._socket = WebSocket(server, f"api/kernels/{kernel_id}/channels?{query}", subprotocol=_SUBPROTOCOL)
 
     # -- sending -----------------------------------------------------------------------------------------
 
@@ -98,9 +94,7 @@ class KernelClient:
         self._socket.send(_pack(channel, message))
         return msg_id
 
-    def execute(
-        self, code: str, *, cell_id: str | None = None, allow_stdin: bool = False, silent: bool = False
-    ) -> str:
+    def execute(self, code: str, *, cell_id: str | None = None, allow_stdin: bool = False, silent: bool = False) -> str:
         """Send an execute_request, for a notebook cell when ``cell_id`` is given; returns its msg_id."""
         content = {
             "code": code,
@@ -111,9 +105,7 @@ class KernelClient:
             "stop_on_error": True,
         }
         metadata = (
-            {}
-            if cell_id is None
-            else {"cellId": cell_id, "trusted": True, "deletedCells": [], "recordTiming": False}
+            {} if cell_id is None else {"cellId": cell_id, "trusted": True, "deletedCells": [], "recordTiming": False}
         )
         return self.send("shell", "execute_request", content, metadata=metadata)
 
@@ -166,9 +158,7 @@ class KernelClient:
     def wait_for_input_request(self, msg_id: str) -> dict[str, Any]:
         """The kernel's question to this client for a running request."""
         return self.wait_for(
-            lambda m: (
-                m["header"]["msg_type"] == "input_request" and m["parent_header"].get("msg_id") == msg_id
-            ),
+            lambda m: m["header"]["msg_type"] == "input_request" and m["parent_header"].get("msg_id") == msg_id,
             what=f"an input_request for {msg_id}",
         )
 

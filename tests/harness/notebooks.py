@@ -83,8 +83,7 @@ def comparable(outputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         output.pop("transient", None)
         if "data" in output:
             output["data"] = {
-                mime: "".join(value) if isinstance(value, list) else value
-                for mime, value in output["data"].items()
+                mime: "".join(value) if isinstance(value, list) else value for mime, value in output["data"].items()
             }
             output.setdefault("metadata", {})
         if output["output_type"] == "stream":

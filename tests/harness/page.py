@@ -164,9 +164,7 @@ class Page:
 
     def run_cell(self, index: int = 0) -> None:
         """Run one cell; does not wait for its end."""
-        self._panel(
-            "panel.content.deselectAll(); panel.content.activeCellIndex = index; return true", index=index
-        )
+        self._panel("panel.content.deselectAll(); panel.content.activeCellIndex = index; return true", index=index)
         self.command("notebook:run-cell")
 
     def run_all(self) -> None:
@@ -260,9 +258,7 @@ class Page:
             view = self.cell(index)
             return view if predicate(view) else None
 
-        view = wait_until(
-            look, what=what, state=lambda: (self.cell(index), self.dialogs(), self.problems[-5:])
-        )
+        view = wait_until(look, what=what, state=lambda: (self.cell(index), self.dialogs(), self.problems[-5:]))
         assert view is not None
         return view
 
@@ -271,9 +267,9 @@ class Page:
         return self.wait(lambda view: view.prompt == prompt, index, what=f"cell {index} shows {prompt}")
 
     def wait_for_lines(self, prompt: str, lines: list[str], index: int = 0) -> CellView:
-        """Wait until a cell has that prompt and exactly these lines, in the model and shown; returns the cell.
+        """Wait until a cell has that prompt and exactly these lines, in the model and shown.
 
-        The prompt may come a moment before the outputs: the one by the kernel's reply, the others by the document.
+        The prompt may come a moment before the outputs: it by the kernel's reply, they by the document.
         """
         return self.wait(
             lambda view: view.prompt == prompt and view.lines == view.shown_lines == lines,
@@ -289,18 +285,14 @@ class Page:
     def image_width(self, index: int = 0) -> int:
         """The natural width of the image that a cell shows; 0 when none is shown or it cannot be decoded."""
         found = self._node(index).locator(".jp-OutputArea-output img")
-        return (
-            found.first.evaluate("image => image.complete ? image.naturalWidth : 0") if found.count() else 0
-        )
+        return found.first.evaluate("image => image.complete ? image.naturalWidth : 0") if found.count() else 0
 
     # -- inside ------------------------------------------------------------------------------------------
 
     def _panel(self, body: str, **values: Any) -> Any:
         """Run a function body in the page, with ``app``, ``panel`` (this notebook's) and the given values."""
         names = ", ".join(["path", *values])
-        return self.playwright.evaluate(
-            f"({{{names}}}) => {{ {_PANEL} {body} }}", {"path": self.path, **values}
-        )
+        return self.playwright.evaluate(f"({{{names}}}) => {{ {_PANEL} {body} }}", {"path": self.path, **values})
 
     def _wait(self, body: str, what: str) -> None:
         def holds() -> bool:

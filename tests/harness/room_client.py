@@ -38,9 +38,7 @@ class RoomClient:
         self.notebook = YNotebook()
         self._doc = self.notebook.ydoc
         self._applying = False
-        self._socket = WebSocket(
-            server, f"api/collaboration/room/{self.room_id}?sessionId={answer['sessionId']}"
-        )
+        self._socket = WebSocket(server, f"api/collaboration/room/{self.room_id}?sessionId={answer['sessionId']}")
         self._subscription = self._doc.observe(self._changed)
         self._socket.send(create_sync_message(self._doc))
         wait_until(lambda: self.cells(), what=f"{path} is loaded from its room")

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import urllib.error
@@ -15,7 +16,7 @@ import urllib.request
 from typing import TYPE_CHECKING, Any
 
 from .environment import Environment, free_port
-from .wait import wait_until
+from .wait import LIMIT, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -106,7 +107,7 @@ class Server:
 
     def start(self) -> Server:
         """Start the process and wait until it answers; AssertionError with the log's end if it does not."""
-        command = [sys.executable, "-m", "jupyterlab"]
+        command = [sys.executable, "-X", "faulthandler", "-m", "jupyterlab"]
         if hasattr(os, "geteuid") and os.geteuid() == 0:
             command.append("--allow-root")
         with self.log_file.open("ab") as log:
@@ -139,10 +140,15 @@ class Server:
         return self._process.pid
 
     def stop(self) -> None:
-        """End the server in order (SIGTERM) and wait for its end."""
+        """End the server in order (SIGTERM) and wait for its end; AssertionError with its stacks if it hangs."""
         assert self._process is not None
         self._process.terminate()
-        self._process.wait(60)
+        try:
+            self._process.wait(LIMIT)
+        except subprocess.TimeoutExpired:
+            self._process.send_signal(signal.SIGABRT)
+            self._process.wait(LIMIT)
+            raise AssertionError(f"the server did not stop:\n{self.log()[-8000:]}") from None
 
     def kill(self) -> None:
         """Kill the server (SIGKILL): it can do nothing more."""

@@ -1,0 +1,43 @@
+"""The server is killed: keepers and kernels go on, and the next server of the same folder takes them back."""
+
+from __future__ import annotations
+
+import pytest
+from harness import KernelClient, Server, Trace, cell_on_disk, lines_on_disk, wait_until, write
+from harness.notebooks import cell_id
+
+
+@pytest.mark.parametrize("collaboration", [True, False])
+def test_a_killed_servers_busy_kernel_is_there_in_the_next_ones_first_answer(trace: Trace, collaboration: bool) -> None:
+    """Same kernel, same session, busy; its cell goes on, and the file is completed without anyone looking."""
+    with Server(collaboration=collaboration) as server:
+        write(server.path("nb.ipynb"), trace.printing_until("finish"), "print('next')")
+        session = server.start_session("nb.ipynb")
+        kernel_id = session["kernel"]["id"]
+        client = KernelClient(server, kernel_id)
+        client.execute(trace.printing_until("finish"), cell_id=cell_id(0))
+        trace.wait(20)
+        server.kill()
+        client.close()
+        trace.wait(len(trace.steps()) + 20)
+
+        server.start()
+        (kernel,) = server.kernels()
+        assert (kernel["id"], kernel["execution_state"]) == (kernel_id, "busy")
+        assert server.session("nb.ipynb")["id"] == session["id"]
+        with KernelClient(server, kernel_id) as back:
+            trace.open_gate("finish")
+            wait_until(lambda: server.kernels()[0]["execution_state"] == "idle", what="the kernel is idle again")
+            msg_id = back.execute("print(6 * 7)")
+            back.wait_for_idle(msg_id)
+            assert back.text(msg_id) == "42\n"
+        path = server.path("nb.ipynb")
+        wait_until(lambda: cell_on_disk(path)["execution_count"] == 1, what="[1] on disk", state=server.log)
+        assert lines_on_disk(path) == trace.printed()
+
+        server.api("POST", f"kernels/{kernel_id}/restart")
+        with KernelClient(server, kernel_id) as again:
+            msg_id = again.execute("import os; print(os.getcwd())")
+            again.wait_for_idle(msg_id)
+            assert again.text(msg_id).strip() == str(server.root)
+        server.shutdown_kernels()
