@@ -7,10 +7,12 @@ cannot know.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
 import json
+import logging
 import os
 import sys
 import warnings
@@ -71,22 +73,20 @@ class ServerConfig:
         from jupyter_server.extension.config import ExtensionConfigManager
         from traitlets.config.loader import LazyConfigValue
 
-        app = JupyterApp(log_level="CRITICAL")
-        error = ""
-        for name in (CONFIG_SECTION, "jupyter_output_keeper_config"):
-            app.config_file_name = name
-            try:
-                app.load_config_file(suppress_errors=False)
-            except Exception as failure:  # noqa: BLE001  # border: a config file is anybody's code
-                error = error or f"{type(failure).__name__}: {failure}"
-        manager = ExtensionConfigManager(read_config_path=app.config_file_paths)
-        found = manager.get_jpserver_extensions()  # type: ignore[no-untyped-call]
+        problems = _Problems()
+        app = JupyterApp(log=problems.logger)
+        with problems.of(logging.getLogger("traitlets")):
+            for name in (CONFIG_SECTION, "jupyter_output_keeper_config"):
+                app.config_file_name = name
+                app.load_config_file()  # a file that fails is reported and passed over, as servers do
+            manager = ExtensionConfigManager(read_config_path=app.config_file_paths)
+            found = manager.get_jpserver_extensions()  # type: ignore[no-untyped-call]
         values = {section: dict(traits) for section, traits in app.config.items()}
         chosen = values.get("ServerApp", {}).get("jpserver_extensions", {})
         if isinstance(chosen, LazyConfigValue):  # c.ServerApp.jpserver_extensions.update(…)
             chosen = chosen.get_value({})
         # A server takes what config files set for this trait, and then adds what the .d folders say.
-        return cls(values, {**found, **chosen}, list(app.config_file_paths), error)
+        return cls(values, {**found, **chosen}, list(app.config_file_paths), problems.first)
 
     def get(self, section: str, trait: str) -> Any:
         """Give a setting as some config file gives it, None when none does."""
@@ -101,6 +101,33 @@ class ServerConfig:
             files += sorted((folder / f"{CONFIG_SECTION}.d").glob("*.json"), reverse=True)
         state = self.extensions.get(extension)
         return next((str(file) for file in files if file.is_file() and _says(file, extension, state)), "")
+
+
+class _Problems(logging.Handler):
+    """Collects what is logged about config files that cannot be read."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.first = ""
+        self.logger = logging.Logger("output_keeper.config", logging.ERROR)  # warnings there are about overlaps
+        self.logger.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the first, with the exception that caused it."""
+        error = record.exc_info[1] if record.exc_info else None
+        cause = "" if error is None else f": {type(error).__name__}: {error}"
+        self.first = self.first or record.getMessage() + cause
+
+    @contextlib.contextmanager
+    def of(self, logger: logging.Logger) -> Iterator[None]:
+        """Collect what this logger is told, instead of showing it."""
+        propagate, logger.propagate = logger.propagate, False
+        logger.addHandler(self)
+        try:
+            yield
+        finally:
+            logger.removeHandler(self)
+            logger.propagate = propagate
 
 
 def _says(file: Path, extension: str, state: bool | None) -> bool:
@@ -179,7 +206,7 @@ def _jupyter_elsewhere() -> str:
 
 def _config_readable(config: ServerConfig) -> Iterator[Check]:
     if config.error:
-        yield Check("config", Level.NOTE, f"a Jupyter config file cannot be read: {config.error}", "correct that file")
+        yield Check("config", Level.NOTE, config.error, "correct that file")
 
 
 def _enabled(config: ServerConfig) -> Check:

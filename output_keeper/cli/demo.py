@@ -31,6 +31,7 @@ LINES = 60
 PAUSE = 0.2  # s between two lines
 LEAVE_AFTER = 2.0  # s that the first client stays after the first line
 RETURN_AT = 46  # lines that are printed when the second client comes; by then the file was saved once
+SEES_LIMIT = 60.0  # s for the first line to be seen; a kernel starts in about two
 END_LIMIT = 30.0  # s for the last line to be seen and saved; a save takes about one
 INTERRUPTED = 130  # the exit code of what was ended by Ctrl-C
 
@@ -196,7 +197,7 @@ async def _story(server: DemoServer) -> Result:
         await _until(server, lambda: first.loaded, START_LIMIT, "the client has the notebook")
         await first.run()
         teller.say(f"a client runs a cell that prints {LINES} lines over {LINES * PAUSE:.0f} s")
-        await _until(server, lambda: first.lines, START_LIMIT, "the client sees a line")
+        await _until(server, lambda: first.lines, SEES_LIMIT, "the client sees a line")
         await asyncio.sleep(LEAVE_AFTER)
         left_with = len(first.lines)
         first.leave()

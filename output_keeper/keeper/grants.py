@@ -17,13 +17,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, TypeVar
 
+from output_keeper.protocol.messages import OUTPUT_TYPES
+
 Frames = list[bytes]
 _Value = TypeVar("_Value")
-
-OUTPUT_TYPES: Final = frozenset(
-    {"stream", "display_data", "execute_result", "error", "clear_output", "update_display_data"}
-)
-"""The iopub messages that a client would turn into outputs of a cell."""
 
 HELD_LIMIT: Final = 64 * 1024 * 1024
 """Bytes held for all open executions together; the execution that goes beyond is released."""

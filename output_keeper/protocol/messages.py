@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 DELIMITER = b"<IDS|MSG>"
 
+OUTPUT_TYPES = frozenset(
+    {"stream", "display_data", "execute_result", "error", "clear_output", "update_display_data"}
+)
+"""The iopub messages that a client turns into outputs of a cell."""
+
 PROTOCOL_VERSION = "5.4"
 """The version of the messaging spec that messages made here declare."""
 
@@ -32,7 +37,8 @@ MAX_DEPTH = 250
 """Deeper JSON is refused: orjson writes 254 levels, and recursive readers after it have limits too."""
 
 _SIGNED_PARTS = 4
-_INT64 = range(-(2**63), 2**63)
+_EXACT = range(-(2**53), 2**53 + 1)
+"""The integers that a JavaScript number holds exactly; Yjs makes a BigInt of a larger one, which is no JSON."""
 
 
 class Signer:
@@ -203,14 +209,14 @@ def well_formed(value: Any) -> Any:
 
     - A lone surrogate becomes U+FFFD, and two that form a pair become their character, as in a browser.
     - NaN and the infinities become None, as ``JSON.stringify`` does: browsers refuse a document with them.
-    - An integer beyond 64 bits becomes a float, which is what a browser makes of it.
+    - An integer beyond 2**53 becomes a float, which is what a browser makes of it.
 
     Walks dicts and lists recursively, so the caller bounds the depth (`parse` does, by MAX_DEPTH).
     """
     kind = type(value)
     if kind is str:
         return _valid_unicode(value)
-    if kind is int and value not in _INT64:
+    if kind is int and value not in _EXACT:
         return _nearest_float(value)
     if kind is float and not math.isfinite(value):
         return None
@@ -269,8 +275,8 @@ def _storable(value: dict[str, Any], part: str) -> dict[str, Any]:
 
 
 def _survey(value: dict[str, Any], part: str) -> bool:
-    """Tell whether all integers fit in 64 bits; refuse nesting deeper than MAX_DEPTH. Looks at no text."""
-    fits = True
+    """Tell whether all integers are exact; refuse nesting deeper than MAX_DEPTH. Looks at no text."""
+    exact = True
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
         deeper: list[Any] = []
@@ -279,10 +285,10 @@ def _survey(value: dict[str, Any], part: str) -> bool:
                 kind = type(child)
                 if kind is dict or kind is list:
                     deeper.append(child)
-                elif kind is int and child not in _INT64:
-                    fits = False
+                elif kind is int and child not in _EXACT:
+                    exact = False
         if not deeper:
-            return fits
+            return exact
         level = deeper
     raise MalformedMessage(f"{part} nests deeper than {MAX_DEPTH} levels")
 

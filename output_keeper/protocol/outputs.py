@@ -373,13 +373,14 @@ def _pager_page(reply: dict[str, Any]) -> Output | None:
 def _mime_bundle(value: Any) -> dict[str, Any]:
     """Return the bundle with every value of a type its mime type may have in nbformat; nulls are left out."""
     return {
-        mime: item if isinstance(item, str) or _is_json(mime) or _is_multiline(item) else json.dumps(item)
+        mime: item if isinstance(item, str) or is_json_mime(mime) or _is_multiline(item) else json.dumps(item)
         for mime, item in _object(value).items()
-        if item is not None or _is_json(mime)
+        if item is not None or is_json_mime(mime)
     }
 
 
-def _is_json(mime: str) -> bool:
+def is_json_mime(mime: str) -> bool:
+    """Tell whether values of this mime type are JSON and not text, as nbformat tells it."""
     return mime == "application/json" or (mime.startswith("application/") and mime.endswith("+json"))
 
 

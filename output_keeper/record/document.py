@@ -5,17 +5,19 @@ folds changes in, a follower only applies updates and reads. Root types::
 
     meta        {version, kernel_id}
     executions  {msg_id: {seq, start, cell_id, code, session, state, owner, execution_count,
-                          requested, started, ended, reason, edits, outputs}}
+                          requested, started, ended, reason, pager, edits, outputs}}
     kernel      {state, info, starts: [{started, ended, how}]}
     stdin       {pending: {msg_id, parent_id, prompt, password} | null}
 
 A stream output is a Map whose ``text`` is an Array of Texts, of which only the last still changes: a Text that
 grows costs O(its length) per append in yrs, so it is closed at ``CHUNK`` bytes. Every other output is a plain value.
+
+Values have to be as `protocol.messages.well_formed` gives them, and `protocol.messages.parse` has seen to that: pycrdt
+panics on integers beyond 64 bits and on lone surrogates, and overflows the stack on values that nest without end.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +30,7 @@ from output_keeper.protocol.outputs import AddOutput, Change, EditStream, KeepOu
 
 VERSION = 1
 CHUNK = 16 * 1024  # bytes of UTF-8 after which a stream's Text is closed
-_EXACT_INTEGER = 2**53  # what a JavaScript number holds exactly; Yjs turns larger integers into BigInt
+_EXACT = 2.0**53  # beyond it not every whole number is a float
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +168,8 @@ class RecordDocument:
     @property
     def kernel_info(self) -> dict[str, Any] | None:
         """The content of the kernel's last kernel_info_reply."""
-        return self._kernel.get("info")
+        info: dict[str, Any] | None = as_json(self._kernel.get("info"))
+        return info
 
     @property
     def kernel_state(self) -> str:
@@ -214,14 +217,14 @@ class RecordDocument:
     def set_kernel(self, *, state: str | None = None, info: Mapping[str, Any] | None = None) -> None:
         """Note the kernel's execution_state or its kernel_info_reply."""
         if state is not None and self._kernel.get("state") != state:
-            self._kernel["state"] = storable(state)
-        if info is not None:
-            self._kernel["info"] = storable(dict(info))
+            self._kernel["state"] = state
+        if info is not None and self._kernel.get("info") != info:
+            self._kernel["info"] = dict(info)
 
     def set_pending_input(self, request: Mapping[str, Any] | None) -> None:
         """Note the input request the kernel waits for, or that it waits no more."""
         if request is not None or self._stdin.get("pending") is not None:
-            self._stdin["pending"] = None if request is None else storable(dict(request))
+            self._stdin["pending"] = None if request is None else dict(request)
 
     def add(
         self,
@@ -241,8 +244,8 @@ class RecordDocument:
                 "seq": seq,
                 "start": start,
                 "cell_id": cell_id,
-                "code": storable(code),
-                "session": storable(session),
+                "code": code,
+                "session": session,
                 "state": ExecutionState.QUEUED.value,
                 "owner": owner,
                 "requested": requested,
@@ -256,7 +259,7 @@ class RecordDocument:
         entry = self._executions[msg_id]
         for key, value in fields.items():
             if entry.get(key) != value:
-                entry[key] = storable(value)
+                entry[key] = value
 
     def change(self, msg_id: str, changes: Sequence[Change]) -> None:
         """Fold changes into the outputs of an execution. The cost follows the changes, not what is there."""
@@ -276,7 +279,7 @@ class RecordDocument:
                     outputs.insert(index, _output_to_crdt(output))
                     rewritten = True
                 case EditStream(index, drop, text):
-                    closed_changed = _edit_stream(outputs[index]["text"], drop, str(storable(text)))
+                    closed_changed = _edit_stream(outputs[index]["text"], drop, text)
                     rewritten = rewritten or closed_changed or index != len(outputs) - 1
         if rewritten:
             entry["edits"] = int(entry["edits"]) + 1
@@ -287,36 +290,36 @@ class RecordDocument:
 
 
 def _edit_stream(texts: Array[Any], drop: int, text: str) -> bool:
-    """Drop code points from the end, append, and tell whether a closed chunk was touched."""
+    """Drop code points from the end, append, and tell whether anything but the last chunk was changed or deleted."""
     closed_changed = False
-    while drop and len(texts):
+    while drop:
         last: Text = texts[len(texts) - 1]
         content = str(last)
-        if drop < len(content):
-            del last[len(content[: len(content) - drop].encode()) : len(last)]
-            drop = 0
-        else:
-            drop -= len(content)
-            if len(texts) == 1:
-                del last[0 : len(last)]
-                drop = 0
-            else:
-                del texts[len(texts) - 1]
-                closed_changed = True
-    if text:
+        if drop <= len(content) or len(texts) == 1:
+            kept = content[: max(0, len(content) - drop)]
+            del last[len(kept.encode()) : len(last)]
+            break
+        drop -= len(content)
+        del texts[len(texts) - 1]
+        closed_changed = True
+    for piece in _pieces(text):
         last = texts[len(texts) - 1]
         if len(last) >= CHUNK:
-            texts.append(Text(text))
+            texts.append(Text(piece))
         else:
-            last += text
+            last += piece
     return closed_changed
 
 
+def _pieces(text: str) -> list[str]:
+    return [text[start : start + CHUNK] for start in range(0, len(text), CHUNK)]
+
+
 def _output_to_crdt(output: Mapping[str, Any]) -> Any:
-    value = storable(dict(output))
-    if value.get("output_type") != "stream":
-        return value
-    return Map({"output_type": "stream", "name": value["name"], "text": Array([Text(value["text"])])})
+    if output.get("output_type") != "stream":
+        return dict(output)
+    chunks = [Text(piece) for piece in _pieces(output["text"])] or [Text()]
+    return Map({"output_type": "stream", "name": output["name"], "text": Array(chunks)})
 
 
 def _output_to_py(output: Any) -> dict[str, Any]:
@@ -326,35 +329,20 @@ def _output_to_py(output: Any) -> dict[str, Any]:
             "name": output["name"],
             "text": "".join(str(text) for text in output["text"]),
         }
-    return dict(output)
+    value: dict[str, Any] = as_json(output)
+    return value
 
 
-def storable(value: Any) -> Any:
-    """Give the value as a CRDT can hold it and a browser can read it.
+def as_json(value: Any) -> Any:
+    """Give a value that was read from a Y document as a browser would write it to a file.
 
-    pycrdt panics on integers beyond 64 bits and on lone surrogates; Yjs reads integers beyond 2^53 as BigInt, which a
-    page cannot turn into JSON; NaN and infinities are no JSON. They become floats, U+FFFD and null, which is what a
-    browser would have made of them. Mapping keys become strings.
+    Yjs has floating numbers only, so a large integer comes back as a float: whole floats become integers, where every
+    integer is a float.
     """
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return value
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, int):
-        if abs(value) <= _EXACT_INTEGER:
-            return value
-        try:
-            return float(value)
-        except OverflowError:
-            return None
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
+    if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT:
+        return int(value)
     if isinstance(value, Mapping):
-        return {storable(str(key)): storable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [storable(item) for item in value]
-    return storable(str(value))
+        return {key: as_json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [as_json(item) for item in value]
+    return value

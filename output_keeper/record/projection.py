@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-Output = dict[str, Any]
+from output_keeper.protocol.outputs import Output, is_json_mime
+from output_keeper.record.document import as_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,25 +29,30 @@ class Edit:
 
 def plan(current: Sequence[Mapping[str, Any]], target: Sequence[Output]) -> Edit | None:
     """Give the edit from ``current`` to ``target`` (nbformat outputs), or None when they show the same."""
-    now = [normal(output) for output in current]
+    now, then = [normal(output) for output in current], [normal(output) for output in target]
     same = 0
-    while same < len(now) and same < len(target) and now[same] == target[same]:
+    while same < len(now) and same < len(then) and now[same] == then[same]:
         same += 1
-    if same == len(now) == len(target):
+    if same == len(now) == len(then):
         return None
-    if same == len(now) - 1 and same < len(target) and _is_same_stream(now[same], target[same]):
-        old, new = now[same]["text"], target[same]["text"]
+    if same == len(now) - 1 and same < len(then) and _is_same_stream(now[same], then[same]):
+        old, new = now[same]["text"], then[same]["text"]
         kept = common_prefix(old, new)
-        return Edit(same + 1, kept, new[kept:], list(target[same + 1 :]))
-    return Edit(same, outputs=list(target[same:]))
+        return Edit(same + 1, kept, new[kept:], then[same + 1 :])
+    return Edit(same, outputs=then[same:])
 
 
 def normal(output: Mapping[str, Any]) -> Output:
-    """Give an output as the record holds it: multi-line strings joined, whole numbers as integers, as a dict of its own."""
-    result = {key: _whole(value) for key, value in output.items()}
+    """Give an output with multi-line strings joined and whole numbers as integers, as a dict of its own.
+
+    Takes whatever a notebook holds; what is no object becomes ``{}``, which equals no output of a record.
+    """
+    if not isinstance(output, Mapping):
+        return {}
+    result: Output = {key: as_json(value) for key, value in output.items()}
     if result.get("output_type") == "stream":
         text = result.get("text", "")
-        result["text"] = "".join(text) if isinstance(text, list) else str(text)
+        result["text"] = "".join(map(str, text)) if isinstance(text, list) else str(text)
     elif isinstance(result.get("data"), Mapping):
         result["data"] = {
             mime: "".join(value) if _is_lines(mime, value) else value
@@ -71,22 +77,11 @@ def common_prefix(old: str, new: str) -> int:
 
 def _is_lines(mime: str, value: object) -> bool:
     """Tell whether this is a text that nbformat splits into lines; JSON may be a list of strings in its own right."""
-    is_json = mime == "application/json" or mime.endswith("+json")
-    return not is_json and isinstance(value, list) and all(isinstance(line, str) for line in value)
-
-
-def _is_same_stream(one: Output, other: Output) -> bool:
-    return one.get("output_type") == other.get("output_type") == "stream" and one.get("name") == other.get(
-        "name"
+    return (
+        not is_json_mime(mime) and isinstance(value, list) and all(isinstance(line, str) for line in value)
     )
 
 
-def _whole(value: Any) -> Any:
-    """Yjs has floating numbers only: 1.0 read back from a live document is the 1 that was written."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, Mapping):
-        return {key: _whole(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_whole(item) for item in value]
-    return value
+def _is_same_stream(one: Output, other: Output) -> bool:
+    """Tell whether only the text differs."""
+    return one.get("output_type") == "stream" and {**one, "text": ""} == {**other, "text": ""}

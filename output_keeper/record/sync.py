@@ -12,11 +12,10 @@ is refused. docs/record-format.md has the table of messages.
 from __future__ import annotations
 
 import hmac
+import json
 import secrets
 from collections.abc import Sequence
 from typing import Any
-
-import orjson
 
 from output_keeper.errors import SyncError
 
@@ -39,7 +38,7 @@ class Conversation:
         self.established = False
 
     def hello(self) -> list[bytes]:
-        """Give the follower's greeting; starts the conversation afresh."""
+        """Give the follower's greeting, once."""
         return self._seal({"type": "hello", "protocol": PROTOCOL, "nonce": self._nonce}, b"")
 
     def welcome(self, frames: Sequence[bytes]) -> list[bytes]:
@@ -76,13 +75,13 @@ class Conversation:
         return self._open(frames)
 
     def _establish(self, nonces: str) -> None:
-        self._key = hmac.digest(self._key, nonces.encode(), "sha256")
+        self._key = hmac.digest(self._key, nonces.encode(errors="surrogatepass"), "sha256")
         self._sent = self._received = 0
         self.established = True
 
     def _seal(self, header: dict[str, Any], payload: bytes) -> list[bytes]:
         self._sent += 1
-        packed = orjson.dumps({**header, "n": self._sent})
+        packed = json.dumps({**header, "n": self._sent}, separators=(",", ":")).encode()
         return [self._digest(self._side, packed, payload), packed, payload]
 
     def _open(self, frames: Sequence[bytes]) -> tuple[dict[str, Any], bytes]:
@@ -91,7 +90,10 @@ class Conversation:
         seal, packed, payload = frames
         if not hmac.compare_digest(seal, self._digest(self._other, packed, payload)):
             raise SyncError("the seal is not ours")
-        header = orjson.loads(packed)
+        try:
+            header = json.loads(packed)
+        except (ValueError, RecursionError) as error:
+            raise SyncError(f"the header is not JSON: {error}") from error
         if not isinstance(header, dict) or header.get("n") != self._received + 1:
             raise SyncError("a message was repeated or lost")
         self._received += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from typing import Any
 
 import zmq.asyncio
@@ -25,7 +26,7 @@ from output_keeper.server.restore import Restorer
 from output_keeper.server.rooms import Rooms
 
 PROVISIONER = "output-keeper"
-ACTIVITY = 10.0  # s between notes that a kernel which executes silently is active
+LOOK = 10.0  # s between looks at the kernels; cullers count in minutes
 COLLABORATION_EVENTS = "https://schema.jupyter.org/jupyter_collaboration/session/v1"
 
 
@@ -69,6 +70,7 @@ class OutputKeeper(ExtensionApp):
         assert self.serverapp is not None
         self._context = zmq.asyncio.Context()
         self._kernels: dict[str, Kept] = {}
+        self._unkept: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._rooms = Rooms(self.serverapp)
         self._pages = Pages(self.serverapp)
@@ -110,17 +112,15 @@ class OutputKeeper(ExtensionApp):
         )
         if self._rooms.available:
             serverapp.event_logger.add_listener(schema_id=COLLABORATION_EVENTS, listener=self._collaboration_event)
-        self._spawn(self._note_activity())
+        self._spawn(self._watch_kernels())
         self.log.info("output-keeper %s keeps the outputs of kernels in %s", __version__, self._record_dir)
 
     async def stop_extension(self) -> None:
         """Called before the server shuts its kernels down."""
         KeeperProvisioner.listeners.clear()
-        for kept in self._kernels.values():
-            kept.stop()
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, *(kept.stop() for kept in self._kernels.values()), return_exceptions=True)
         self._context.destroy(linger=0)
 
     def _launched(self, kernel_id: str) -> None:
@@ -137,17 +137,17 @@ class OutputKeeper(ExtensionApp):
             self.log.error("output-keeper: kernel %s is recorded but not projected: %s", kernel_id, error)
             return
         self._kernels[kernel_id] = kept
-        self._spawn(kept.follower.run())
-        self._spawn(kept.projector.run())
+        kept.start(self._spawn)
 
     def _follower(self, kernel_id: str) -> Follower | None:
         kept = self._kernels.get(kernel_id)
         return None if kept is None else kept.follower
 
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
+    def _spawn(self, work: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        return task
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -165,26 +165,49 @@ class OutputKeeper(ExtensionApp):
             elif action == "overwrite":
                 kept.projector.overwritten(path)
 
-    async def _note_activity(self) -> None:
+    async def _watch_kernels(self) -> None:
+        """Every `LOOK`: what executes is active, what is over is let go, what is not kept is said once."""
+        while True:
+            await asyncio.sleep(LOOK)
+            self._note_activity()
+            self._note_unkept()
+            for kernel_id, kept in list(self._kernels.items()):
+                if kept.over:
+                    del self._kernels[kernel_id]
+                    await kept.stop()
+
+    def _note_activity(self) -> None:
         """Say that kernels which execute are active, although what they print does not pass through the server."""
         assert self.serverapp is not None
         manager = self.serverapp.kernel_manager
-        while True:
-            await asyncio.sleep(ACTIVITY)
-            for kernel_id, kept in list(self._kernels.items()):
-                if kernel_id not in manager:
-                    if kept.over:
-                        kept.stop()
-                        del self._kernels[kernel_id]
-                elif kept.follower.record.kernel_state == "busy" and kept.follower.connected:
-                    kernel: Any = manager.get_kernel(kernel_id)
-                    kernel.last_activity = manager.last_kernel_activity = utcnow()
+        for kernel_id, kept in self._kernels.items():
+            record = kept.follower.record
+            if kernel_id in manager and kept.follower.connected and record.kernel_state == "busy":
+                kernel: Any = manager.get_kernel(kernel_id)
+                kernel.last_activity = manager.last_kernel_activity = utcnow()
+
+    def _note_unkept(self) -> None:
+        """Log the kernels whose kernelspec has a provisioner of its own."""
+        assert self.serverapp is not None
+        manager = self.serverapp.kernel_manager
+        for kernel_id in set(manager.list_kernel_ids()) - self._kernels.keys() - self._unkept:
+            kernel = manager.get_kernel(kernel_id)
+            if kernel.provisioner is not None and not isinstance(kernel.provisioner, KeeperProvisioner):
+                self._unkept.add(kernel_id)
+                self.log.info(
+                    "output-keeper: kernel %s is not kept, its kernelspec %r has a provisioner of its own",
+                    kernel_id,
+                    kernel.kernel_name,
+                )
 
 
 class Kept:
     """One kept kernel: its follower, its projector, its ledger."""
 
     def __init__(self, app: OutputKeeper, kernel_id: str) -> None:
+        assert app.serverapp is not None
+        self._kernel_id = kernel_id
+        self._manager = app.serverapp.kernel_manager
         folder = paths.private_folder(app._record_dir)  # noqa: SLF001  one module
         self.ledger = Ledger.open(paths.ledger_path(kernel_id, folder))
         self.follower = Follower(app._context, kernel_id, folder, self._touched, app.log)  # noqa: SLF001
@@ -201,11 +224,19 @@ class Kept:
 
     @property
     def over(self) -> bool:
-        """Whether the keeper has ended and nothing is left to project."""
-        return not self.follower.alive and not self.projector.unsettled
+        """Whether the kernel has left the server, its keeper has ended, and nothing is left to project."""
+        gone = self._kernel_id not in self._manager
+        return gone and not self.follower.alive and not self.projector.unsettled
 
-    def stop(self) -> None:
-        """Let go of the ledger."""
+    def start(self, spawn: Callable[[Any], asyncio.Task[None]]) -> None:
+        """Follow and project until `stop`."""
+        self._tasks = [spawn(self.follower.run()), spawn(self.projector.run())]
+
+    async def stop(self) -> None:
+        """Stop both, and let go of the ledger."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self.ledger.close()
 
     def _touched(self, msg_ids: set[str]) -> None:

@@ -49,6 +49,7 @@ class Follower:
         self._poke = asyncio.Event()
         self._synced = asyncio.Event()
         self._conversation: Conversation | None = None
+        self._pinged = False  # whether the keeper still owes the answer to a ping
         self._socket: zmq.asyncio.Socket | None = None
         self._gone: Identity | None = None  # the keeper that said goodbye: its process may take a moment to end
         self.record.observe_touched(touched)
@@ -127,6 +128,7 @@ class Follower:
         """Greet, ask for what is missing, and apply updates until the keeper says goodbye or is gone."""
         key = str(run.connection["key"]).encode()
         conversation = Conversation(key, FOLLOWER)
+        self._pinged = False
         socket = self._context.socket(zmq.DEALER)
         socket.linger = 0
         try:
@@ -150,14 +152,18 @@ class Follower:
         if not await socket.poll(PING * 1000):
             if not run.alive():
                 return False
+            if self._pinged:
+                raise SyncError("the keeper does not answer")
+            self._pinged = True
             await socket.send_multipart(conversation.seal("ping"))
             return True
+        self._pinged = False
         header, payload = conversation.open(await socket.recv_multipart())
         kind = header.get("type")
         if kind == "update":
             handle_sync_message(payload[1:], self.record.doc)
             self._synced.set()
-            await socket.send_multipart(conversation.seal("ack", bytes=len(payload)))
+            await socket.send_multipart(conversation.seal("ack"))
         elif kind == "behind":
             await socket.send_multipart(conversation.seal("sync", create_sync_message(self.record.doc)))
         if kind == "bye":

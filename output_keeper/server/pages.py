@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any
 from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
 from jupyter_server.utils import ensure_async
 
+from output_keeper.protocol.messages import OUTPUT_TYPES
+
 if TYPE_CHECKING:
     from jupyter_server.serverapp import ServerApp
-
-OUTPUT_TYPES = frozenset(
-    {"stream", "display_data", "execute_result", "error", "clear_output", "update_display_data"}
-)
 
 SESSIONS_FRESH = 0.5  # s: fifty printing kernels ask many times a second
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pycrdt import Array, Map, Text
 
 from output_keeper.errors import RoomBusy
-from output_keeper.record.document import CHUNK, ExecutionView, RecordDocument, storable
+from output_keeper.record.document import CHUNK, ExecutionView, RecordDocument
 from output_keeper.record.projection import Edit, common_prefix, plan
 
 if TYPE_CHECKING:
@@ -275,7 +275,6 @@ def _apply(outputs: Array[Any], edit: Edit) -> None:
 
 def _shared(output: Mapping[str, Any]) -> Any:
     """Give an output as stock clients share it: a stream is a Map with a Text, the rest are plain values."""
-    value = storable(output)
-    if value.get("output_type") == "stream":
-        return Map({**value, "text": Text(value["text"])})
-    return value
+    if output.get("output_type") == "stream":
+        return Map({**output, "text": Text(output["text"])})
+    return dict(output)

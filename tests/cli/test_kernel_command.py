@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+KERNEL_ID = "5d1f1f6e-1c55-4f0a-9d0e-6c1b4f6f2a11"
+
+
 @pytest.fixture
 def environment() -> Iterator[Environment]:
     made = Environment()
@@ -34,19 +38,20 @@ class Launched:
     """A kernel under the command, and a client of it."""
 
     def __init__(self, environment: Environment, *options: str, argv: list[str] | None = None) -> None:
-        self.connection_file = environment.runtime / "kernel-abc.json"
+        self.connection_file = environment.runtime / f"kernel-{KERNEL_ID}.json"
         write_connection_file(str(self.connection_file), key=b"a key")
+        self.log = environment.base / "log"
         command = [sys.executable, "-m", "output_keeper", "kernel", "-f", str(self.connection_file), *options]
         kernel = [sys.executable, "-m", "ipykernel_launcher", "-f", str(self.connection_file)]
-        self.process = subprocess.Popen(
-            [*command, "--", *(argv or kernel)],
-            env=environment.variables(),
-            cwd=environment.work,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            text=True,
-        )
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*command, "--", *(argv or kernel)],
+                env=environment.variables(),
+                cwd=environment.work,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         self.client = BlockingKernelClient(connection_file=str(self.connection_file))
 
     def connect(self) -> Launched:
@@ -65,20 +70,24 @@ class Launched:
         self.client.execute_interactive(code, timeout=LIMIT, output_hook=output)
         return "".join(texts).splitlines()
 
+    def said(self) -> str:
+        """What it wrote, once it has ended."""
+        self.process.wait(LIMIT)
+        return self.log.read_text()
+
     def close(self) -> None:
         if self.client.channels_running:
             self.client.stop_channels()
         self.client.context.destroy(linger=0)
         if self.process.poll() is None:
             self.process.kill()
-        self.process.communicate(timeout=LIMIT)
+        self.process.wait(LIMIT)
 
 
 @pytest.fixture
 def launched(environment: Environment) -> Iterator[Launched]:
-    made = Launched(environment, "--record-dir", str(environment.base / "records"))
-    yield made.connect()
-    made.close()
+    with contextlib.closing(Launched(environment, "--record-dir", str(environment.base / "records"))) as made:
+        yield made.connect()
 
 
 def usage(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -118,7 +127,7 @@ def test_a_client_of_the_connection_file_runs_code_and_the_record_has_it(
     launched.client.shutdown()
     assert launched.process.wait(LIMIT) == 0
     record = RecordDocument()
-    for update in store.read(record_path("abc", environment.base / "records")):
+    for update in store.read(record_path(KERNEL_ID, environment.base / "records")):
         record.apply(update)
     (view,) = record.views()
     assert view.code == "print('hello'); print('world')"
@@ -152,13 +161,10 @@ def test_its_exit_code_is_the_kernels(launched: Launched) -> None:
 
 
 def test_a_kernel_that_is_no_program_is_said(environment: Environment) -> None:
-    launched = Launched(environment, argv=["/no/such/kernel"])
-    try:
-        said, _ = launched.process.communicate(timeout=LIMIT)
+    with contextlib.closing(Launched(environment, argv=["/no/such/kernel"])) as launched:
+        said = launched.said()
         assert launched.process.returncode == 70
         assert "/no/such/kernel" in said
-    finally:
-        launched.close()
 
 
 def test_status_sees_it_in_the_runtime_folder(launched: Launched, environment: Environment) -> None:
@@ -172,5 +178,5 @@ def test_status_sees_it_in_the_runtime_folder(launched: Launched, environment: E
         timeout=LIMIT,
     )
     (kernel,) = json.loads(seen.stdout)["kernels"]
-    assert (kernel["kernel_id"], kernel["state"]) == ("abc", "recording")
-    assert kernel["record"] == str(record_path("abc", environment.base / "records"))
+    assert (kernel["kernel_id"], kernel["state"]) == (KERNEL_ID, "recording")
+    assert kernel["record"] == str(record_path(KERNEL_ID, environment.base / "records"))

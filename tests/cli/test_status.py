@@ -147,7 +147,8 @@ def test_a_config_file_that_fails_is_named_and_nothing_is_hidden(environment: En
     (environment.config / "jupyter_server_config.py").write_text("1 / 0")
     ended = run_status(environment)
     assert ended.returncode == 0
-    assert "ZeroDivisionError" in ended.stdout
+    assert "jupyter_server_config.py: ZeroDivisionError" in ended.stdout
+    assert "Traceback" not in ended.stderr
 
 
 def test_another_default_provisioner_in_the_environment(environment: Environment) -> None:

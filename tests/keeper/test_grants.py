@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from output_keeper.keeper.grants import OUTPUT_TYPES, Grants, Owner
+from output_keeper.keeper.grants import Grants, Owner
+from output_keeper.protocol.messages import OUTPUT_TYPES
 
 OTHER_TYPES = ("status", "execute_input", "comm_open", "comm_msg", "comm_close", "debug_event")
 

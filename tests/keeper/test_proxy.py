@@ -18,7 +18,7 @@ from jupyter_client.connect import write_connection_file
 from jupyter_client.session import Session
 
 from output_keeper.keeper.child import Child
-from output_keeper.keeper.grants import OUTPUT_TYPES, Grants, Owner
+from output_keeper.keeper.grants import Grants, Owner
 from output_keeper.keeper.proxy import Channel, Direction, Proxy
 from output_keeper.keeper.sockets import (
     CHANNELS,
@@ -29,7 +29,7 @@ from output_keeper.keeper.sockets import (
     connect_back,
     private_connection,
 )
-from output_keeper.protocol.messages import DELIMITER, Signer, envelope, parse
+from output_keeper.protocol.messages import DELIMITER, OUTPUT_TYPES, Signer, envelope, parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
