@@ -158,9 +158,7 @@ def exit_status(returncode: int) -> int:
     return returncode if returncode >= 0 else _SIGNAL_EXIT - returncode
 
 
-def _launch(
-    argv: list[str], env: dict[str, str], cwd: str | os.PathLike[str] | None
-) -> subprocess.Popen[bytes]:
+def _launch(argv: list[str], env: dict[str, str], cwd: str | os.PathLike[str] | None) -> subprocess.Popen[bytes]:
     if not argv:
         raise LaunchFailed("the kernel's command is empty", hint="give it after --")
     try:
@@ -179,9 +177,7 @@ def _launch(
     except FileNotFoundError as error:
         if cwd is not None and error.filename == os.fspath(cwd):
             raise LaunchFailed(f"the kernel's folder {cwd} does not exist") from error
-        raise LaunchFailed(
-            f"{argv[0]!r} was not found", hint="check argv in the kernelspec, and PATH"
-        ) from error
+        raise LaunchFailed(f"{argv[0]!r} was not found", hint="check argv in the kernelspec, and PATH") from error
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         raise LaunchFailed(f"{argv[0]!r} could not be started: {error}") from error
 
@@ -207,9 +203,7 @@ def _die_with(parent: int) -> Callable[[], None]:
 def _start_guard() -> subprocess.Popen[bytes]:
     try:
         # A session of its own: whatever is sent to the keeper's or the kernel's group must not hit the guard.
-        return subprocess.Popen(
-            ["/bin/sh", "-c", _GUARD], stdin=subprocess.PIPE, start_new_session=os.name == "posix"
-        )
+        return subprocess.Popen(["/bin/sh", "-c", _GUARD], stdin=subprocess.PIPE, start_new_session=os.name == "posix")
     except OSError as error:
         raise LaunchFailed(f"/bin/sh could not be started: {error}") from error
 

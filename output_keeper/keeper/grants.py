@@ -92,9 +92,7 @@ class Grants:
         self._open[msg_id] = _Open(session, now)
         return Owner.OPEN
 
-    def on_iopub(
-        self, parent_id: str | None, msg_type: str, frames: Frames, *, captured: bool = False
-    ) -> list[Frames]:
+    def on_iopub(self, parent_id: str | None, msg_type: str, frames: Frames, *, captured: bool = False) -> list[Frames]:
         """Give what to forward now, in order, because of this message of the kernel.
 
         ``captured``: an Output widget takes this parent's outputs, which its manager in the browser

@@ -6,6 +6,7 @@ messages, the recorder's thread writes the record. See docs/design.md, "Processe
 
 from __future__ import annotations
 
+import io
 import logging
 import logging.handlers
 import os
@@ -14,7 +15,8 @@ import signal
 import sys
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -22,7 +24,7 @@ from types import FrameType
 
 import zmq
 
-from output_keeper.errors import OutputKeeperError
+from output_keeper.errors import OutputKeeperError, StoreError
 from output_keeper.keeper.child import Child, describe_exit, exit_status
 from output_keeper.keeper.grants import Grants
 from output_keeper.keeper.proxy import Proxy
@@ -33,12 +35,12 @@ from output_keeper.record import paths
 from output_keeper.record.database import Sync
 from output_keeper.record.runs import Process, Run, RunLock, identity, remove
 
-CANNOT_START = (
-    70  # EX_SOFTWARE: exit code when no kernel was started; the launcher may start it without a keeper
-)
+CANNOT_START = 70  # EX_SOFTWARE: exit code when no kernel was started; the launcher may start it without a keeper
 LOG_BYTES = 5 * 1024 * 1024
 TERMINATE_GRACE = 5.0  # s a kernel gets after SIGTERM before it is killed
-DRAIN_LIMIT = 10.0  # s
+DRAIN_LIMIT = 10.0  # s for what the ended kernel left on the way
+
+TERMINATED, KILLED = "terminated", "killed on request"  # how a kernel ended that was asked to by a signal
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,8 @@ class Keeper:
     def __init__(self, settings: KeeperSettings) -> None:
         self._settings = settings
         self.kernel_id = settings.kernel_id or kernel_id_from(settings.connection_file)
-        self._run_dir = paths.private_folder(paths.run_dir(self.kernel_id))
-        self._log = _logger(self._run_dir / "keeper.log")
+        self._run_dir = paths.run_dir(self.kernel_id)
+        self._log = logging.getLogger("output_keeper")
         self._child: Child | None = None
         self._ended = threading.Event()
         self._returncode = 0
@@ -77,16 +79,21 @@ class Keeper:
 
     def run(self) -> int:
         """Bind, start, forward, record, clean up. Raises `OutputKeeperError` when the kernel cannot be started."""
-        settings = self._settings
-        front = ConnectionInfo.load(settings.connection_file)
+        front = ConnectionInfo.load(self._settings.connection_file)
         lock = RunLock(self._run_dir)
         lock.acquire()
-        context = zmq.Context[zmq.Socket[bytes]]()
         try:
-            return self._run(context, front)
+            with _logging(self._log, self._run_dir / "keeper.log"):
+                context = zmq.Context[zmq.Socket[bytes]]()
+                try:
+                    return self._run(context, front)
+                finally:
+                    context.destroy(linger=1000)
         finally:
-            context.destroy(linger=1000)
-            remove(self._run_dir, lock)
+            try:
+                remove(self._run_dir, lock)
+            except StoreError as error:  # the next keeper of this kernel cleans up
+                print(f"output-keeper: {error}", file=sys.stderr)
 
     def _run(self, context: zmq.Context[zmq.Socket[bytes]], front: ConnectionInfo) -> int:
         settings = self._settings
@@ -103,8 +110,8 @@ class Keeper:
             back_sockets,
             signer=Signer(front.key, front.signature_scheme),
             grants=Grants(expect=settings.expect_grants, hold_for=settings.hold),
-            tap=lambda channel, direction, frames: recorder.tap(channel, direction, frames),
-            decided=lambda msg_id, owner: recorder.decided(msg_id, owner),
+            tap=lambda channel, direction, frames: recorder.tap(channel, direction, frames),  # noqa: PLW0108  not made yet
+            decided=lambda msg_id, owner: recorder.decided(msg_id, owner),  # noqa: PLW0108
         )
         record_dir = paths.private_folder(settings.record_dir or paths.record_dir())
         recorder = Recorder(
@@ -125,28 +132,36 @@ class Keeper:
         )
         self._listen()
         proxy.start()
-        recorder.start()
         private.release()
-        self._child = Child(
-            list(settings.argv),
-            env=settings.env if settings.env is not None else dict(os.environ),
-            cwd=settings.cwd,
-            connection_file=settings.connection_file,
-            private_file=private_file,
-            on_exit=self._exited,
-        )
+        try:
+            self._child = Child(
+                list(settings.argv),
+                env=settings.env if settings.env is not None else dict(os.environ),
+                cwd=settings.cwd,
+                connection_file=settings.connection_file,
+                private_file=private_file,
+                on_exit=self._exited,
+            )
+        except BaseException:
+            proxy.stop()
+            proxy.join()
+            raise
+        # From here on there is a kernel: whatever else fails, it runs and its exit code is ours.
+        recorder.start()
         self._log.info("= kernel %s started, pid %s", self.kernel_id, self._child.pid)
-        self._write_run(front, recorder, self._child.pid)
-        self._ready()
+        self._announce(front, recorder, self._child.pid)
         if self._asked:  # a signal that came before there was a kernel to pass it to
-            self._child.terminate()
+            self._end()
         self._ended.wait()
         return self._finish(proxy, recorder)
 
     def _finish(self, proxy: Proxy, recorder: Recorder) -> int:
         """The kernel is gone: let everything it said through, record how it ended, and give the exit code."""
         proxy.stop_when_drained()
-        proxy.finished.wait(DRAIN_LIMIT)
+        if not proxy.finished.wait(DRAIN_LIMIT):
+            self._log.error("! not everything that the kernel left was forwarded within %g s", DRAIN_LIMIT)
+            proxy.stop()
+        proxy.join()
         asked = self._asked or proxy.shutdown_requested
         how = f"the kernel {describe_exit(self._returncode)}"
         if asked:
@@ -154,7 +169,6 @@ class Keeper:
         self._log.info("= %s (%s)", how, describe_exit(self._returncode))
         recorder.finish(how, died=not asked)
         recorder.join()
-        proxy.join(DRAIN_LIMIT)
         return exit_status(self._returncode)
 
     def _exited(self, returncode: int) -> None:
@@ -176,27 +190,43 @@ class Keeper:
             self._child.interrupt()
 
     def _terminate(self, _signum: int, _frame: FrameType | None) -> None:
-        """End the kernel in order; one that does not go within the grace is killed."""
-        self._asked = "terminated"
-        if self._child is not None:
-            self._child.terminate()
-            timer = threading.Timer(TERMINATE_GRACE, self._child.kill)
-            timer.daemon = True
-            timer.start()
+        self._asked = self._asked or TERMINATED
+        self._end()
 
     def _kill(self, _signum: int, _frame: FrameType | None) -> None:
-        self._asked = "killed on request"
-        if self._child is not None:
+        self._asked = KILLED
+        self._end()
+
+    def _end(self) -> None:
+        """End the kernel in order, or at once when that was asked; one that does not go within the grace is killed."""
+        if self._child is None:
+            return
+        if self._asked == KILLED:
             self._child.kill()
+            return
+        self._child.terminate()
+        timer = threading.Timer(TERMINATE_GRACE, self._child.kill)
+        timer.daemon = True
+        timer.start()
 
     # -- what others see ------------------------------------------------------------------------------------------
 
     def _endpoint_address(self) -> str:
         return paths.endpoint_address(self._run_dir) or "tcp://127.0.0.1:*"
 
-    def _write_run(self, front: ConnectionInfo, recorder: Recorder, kernel_pid: int) -> None:
+    def _announce(self, front: ConnectionInfo, recorder: Recorder, kernel_pid: int) -> None:
+        """Write the run file, and tell the launcher that the kernel runs."""
+        try:
+            self._run_file(front, recorder, kernel_pid).write(self._run_dir)
+            if self._settings.ready_fd is not None:
+                os.write(self._settings.ready_fd, b"ready\n")
+                os.close(self._settings.ready_fd)
+        except (StoreError, OSError) as error:
+            self._log.error("! nobody may find this kernel: %s", error)
+
+    def _run_file(self, front: ConnectionInfo, recorder: Recorder, kernel_pid: int) -> Run:
         settings = self._settings
-        Run(
+        return Run(
             kernel_id=self.kernel_id,
             kernel_name=settings.kernel_name or front.kernel_name,
             cwd=settings.cwd or str(Path.cwd()),
@@ -213,12 +243,7 @@ class Keeper:
             sessions=[],
             root=settings.root,
             started=datetime.now(timezone.utc).isoformat(),
-        ).write(self._run_dir)
-
-    def _ready(self) -> None:
-        if self._settings.ready_fd is not None:
-            os.write(self._settings.ready_fd, b"ready\n")
-            os.close(self._settings.ready_fd)
+        )
 
 
 def kernel_id_from(connection_file: Path) -> str:
@@ -227,15 +252,37 @@ def kernel_id_from(connection_file: Path) -> str:
     return match.group(1) if match else str(uuid.uuid4())
 
 
-def _logger(path: Path) -> logging.Logger:
-    handler = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8")
-    path.chmod(0o600)
+class _PrivateLog(logging.handlers.RotatingFileHandler):
+    """A log that only its owner can read, its later files included."""
+
+    def _open(self) -> io.TextIOWrapper:
+        opened = open(self.baseFilename, self.mode, encoding=self.encoding, opener=_private)  # noqa: SIM115  it stays open
+        assert isinstance(opened, io.TextIOWrapper)
+        return opened
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+@contextmanager
+def _logging(logger: logging.Logger, path: Path) -> Iterator[None]:
+    """Log to ``path`` in the block."""
+    handler = _PrivateLog(path, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s"))
-    logger = logging.getLogger("output_keeper")
     logger.addHandler(handler)
-    logger.setLevel(os.environ.get("OUTPUT_KEEPER_LOG_LEVEL", "INFO"))
     logger.propagate = False
-    return logger
+    logger.setLevel(logging.INFO)
+    level = os.environ.get("OUTPUT_KEEPER_LOG_LEVEL", "INFO")
+    try:
+        logger.setLevel(level)
+    except ValueError:
+        logger.warning("! OUTPUT_KEEPER_LOG_LEVEL is %r, which is no level", level)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
 
 
 def run_keeper(settings: KeeperSettings) -> int:

@@ -176,15 +176,11 @@ class Proxy(threading.Thread):
         """Give counters: by channel and direction, and of what was unusual. Cheap."""
         return {
             "messages": {
-                channel.value: {
-                    direction.value: self._counts[channel, direction].messages for direction in Direction
-                }
+                channel.value: {direction.value: self._counts[channel, direction].messages for direction in Direction}
                 for channel in Channel
             },
             "bytes": {
-                channel.value: {
-                    direction.value: self._counts[channel, direction].bytes for direction in Direction
-                }
+                channel.value: {direction.value: self._counts[channel, direction].bytes for direction in Direction}
                 for channel in Channel
             },
             "malformed": self._malformed,

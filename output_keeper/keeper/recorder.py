@@ -12,7 +12,6 @@ import math
 import threading
 import time
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,26 +22,31 @@ from output_keeper.keeper.endpoint import Endpoint
 from output_keeper.keeper.spool import Spool
 from output_keeper.keeper.transcript import Transcript
 from output_keeper.protocol.messages import Signer
+from output_keeper.record.adoption import now
 from output_keeper.record.database import Sync
 from output_keeper.record.document import RecordDocument
-from output_keeper.record.store import Store, salvage, set_aside
+from output_keeper.record.paths import private_folder
+from output_keeper.record.store import Store, read, salvage, set_aside
 
-COMPACT_BYTES = (
-    4 * 1024 * 1024
-)  # updates since the last checkpoint after which, at the next idle, one is made
+COMPACT_BYTES = 4 * 1024 * 1024  # updates since the last checkpoint after which one is made
 COMPACT_RATIO = 2  # … but never before the updates are this many times the checkpoint
-RETRY = 1.0  # s between tries to open or to write a store that failed
+RETRY = 1.0  # s until a store that failed is tried again; twice as long after each try
+RETRY_LIMIT = 30.0  # s
+FINISH_LIMIT = 5.0  # s for which the end waits for a store that is locked or fails
 BATCH = 500  # messages folded before the endpoint is looked at again
 
 
-class Decide(Protocol):
-    """The proxy's side of grants: both may be called from any thread and return at once."""
+class Forwarding(Protocol):
+    """The proxy, as far as followers have to do with it. Any thread may call, and is answered at once."""
 
     def grant(self, msg_id: str) -> None:
         """Withhold this execution's outputs from now on, unless it was released already."""
 
     def release(self, msg_id: str) -> None:
         """Forward what was held of this execution."""
+
+    def stats(self) -> dict[str, Any]:
+        """Give counters of what was forwarded, and of what was unusual."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,21 +72,25 @@ class Recorder(threading.Thread):
         key: bytes,
         endpoint_address: str | None,
         settings: RecorderSettings,
-        proxy: Decide,
+        proxy: Forwarding,
         log: logging.Logger,
     ) -> None:
         super().__init__(name="recorder", daemon=True)
         self._settings = settings
         self._proxy = proxy
         self._log = log
-        self._spool = Spool()
+        self._spool = Spool(str(settings.path.parent))
         self._record = RecordDocument(kernel_id)
         self._transcript = Transcript(
             self._record, signer, runs_per_cell=settings.runs_per_cell, expect_grants=settings.expect_grants
         )
         self._store: Store | None = None
         self._error = ""
+        self._file: tuple[int, int] | None = None  # device and inode of the store that is open
+        self._begun = False
         self._retry_at = 0.0  # monotonic
+        self._retry_in = RETRY
+        self._errors = 0
         self._checkpoint_bytes = 0
         self._unwritten = False  # the store lacks something: the next write is a whole checkpoint
         self._updates: list[bytes] = []
@@ -95,6 +103,7 @@ class Recorder(threading.Thread):
         self._wake_sender.connect(self._wake_address)
         self._asleep = True
         self._ending: tuple[str, bool] | None = None
+        self._finish_by = math.inf  # monotonic
         self._endpoint: Endpoint | None = None
         if endpoint_address is not None:
             self._endpoint = Endpoint(context, endpoint_address, key, self._record, self._request, log)
@@ -123,6 +132,7 @@ class Recorder(threading.Thread):
 
     def finish(self, how: str, *, died: bool) -> None:
         """The kernel has ended and everything it said was tapped: record its end, flush, close, and end the thread."""
+        self._finish_by = time.monotonic() + FINISH_LIMIT
         self._spool.put(("finish", how, died, None), 0)
         self._wake()
 
@@ -131,7 +141,7 @@ class Recorder(threading.Thread):
             with self._wake_lock:  # a ZMQ socket belongs to one thread at a time
                 if self._asleep:
                     self._asleep = False
-                    self._wake_sender.send(b"")
+                    self._wake_sender.send(b"", zmq.NOBLOCK)  # at most one is on its way
 
     # -- the thread -----------------------------------------------------------------------------------------------
 
@@ -140,24 +150,27 @@ class Recorder(threading.Thread):
         try:
             self._open()
             with self._record.transaction():
-                self._transcript.begin(_now())
+                self._transcript.begin(now())
+            self._begun = True
             self._record.observe_updates(self._updates.append)
             self._unwritten = True
             self._flush()
             self._loop()
             self._close()
-        except (
-            Exception
-        ):  # border: recording must not take forwarding down with it; the log and status say so
+        except BaseException:  # what panics in pycrdt is no Exception
+            # No goodbye, and the record's lock is kept: nobody is to think that the kernel has ended.
             self._log.exception("! the recorder stopped")
-            self._error = "the recorder stopped, see the keeper's log"
             raise
-        finally:
-            self._wake_receiver.close()
+        else:
             if self._endpoint is not None:
                 self._endpoint.close()
-            if self._store is not None:
-                self._store.close()
+            self._detach()
+        finally:
+            self._spool.close()
+            with self._wake_lock:
+                self._asleep = False
+                self._wake_sender.close()
+            self._wake_receiver.close()
 
     def _open(self) -> None:
         """Get the writer's lock and what earlier starts of this kernel recorded; without a disk, go on in memory."""
@@ -165,34 +178,76 @@ class Recorder(threading.Thread):
         while self._store is None:
             try:
                 self._attach(RETRY)
-            except StoreLocked:
+            except StoreLocked as error:
+                if time.monotonic() > self._finish_by:
+                    self._failed(error)
+                    return
                 if not waited:
                     self._log.info("= waiting for the record's lock, held by the kernel's last keeper")
                 waited = True
-            except StoreError as error:
+            except (StoreError, OSError) as error:
                 self._failed(error)
+                self._look()
                 return
+
+    def _look(self) -> None:
+        """Merge a record that cannot be written to: read-only, or on a full disk."""
+        try:
+            self._merge(read(self._settings.path))
+        except (StoreError, OSError) as error:
+            self._log.warning("! what earlier starts recorded is not known: %s", error)
 
     def _attach(self, timeout: float) -> None:
         """Open the store and merge what it holds. A corrupt one is set aside, never deleted; what is sound is kept."""
-        path = self._settings.path
+        path = private_folder(self._settings.path.parent) / self._settings.path.name
         try:
             store = Store.open(path, sync=self._settings.sync, timeout=timeout)
-            updates = store.load()
+            try:
+                self._merge(store.load())
+            except BaseException:
+                store.close()
+                raise
         except StoreCorrupted as error:
-            updates = salvage(path)
-            self._log.error(
-                "! %s; set aside as %s, %d updates saved from it", error, set_aside(path), len(updates)
-            )
+            saved = salvage(path)
+            aside = set_aside(path)
+            self._log.error("! %s; set aside as %s, %d updates saved from it", error, aside, len(saved))
             store = Store.open(path, sync=self._settings.sync, timeout=timeout)
-        try:
-            for update in updates:
-                self._record.apply(update)
-            self._record.check_version(str(path))
-        except StoreError:
-            store.close()
-            raise
+            try:
+                self._merge(saved)
+            except StoreError as unusable:
+                self._log.error("! nothing of it can be used: %s", unusable)
         self._store = store
+        self._file = self._identity()
+
+    def _merge(self, updates: list[bytes]) -> None:
+        """Bring into the record what a store holds; one that is not ours, or newer than we, is left alone."""
+        path = str(self._settings.path)
+        stored = RecordDocument(self._record.kernel_id)
+        for update in updates:
+            stored.apply(update)
+        stored.check_version(path)
+        if stored.kernel_id != self._record.kernel_id:
+            raise StoreCorrupted(f"this is the record of kernel {stored.kernel_id}", path=path)
+        self._record.apply(stored.doc.get_update())
+        if self._begun and updates:
+            with self._record.transaction():
+                self._transcript.merged(now())
+
+    def _detach(self) -> None:
+        if self._store is not None:
+            store, self._store = self._store, None
+            try:
+                store.close()
+            except StoreError as error:
+                self._log.error("! %s", error)
+
+    def _identity(self) -> tuple[int, int] | None:
+        """Tell which file has the record's name now."""
+        try:
+            status = self._settings.path.stat()
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
 
     def _loop(self) -> None:
         poller = zmq.Poller()
@@ -226,7 +281,9 @@ class Recorder(threading.Thread):
         if dirty_since is not None:
             due = dirty_since + self._settings.flush_interval - time.monotonic()
             return max(0, math.ceil(due * 1000))
-        return int(RETRY * 1000) if self._unwritten else None
+        if not self._unwritten:
+            return None
+        return max(0, math.ceil((self._retry_at - time.monotonic()) * 1000))
 
     def _fold(self) -> tuple[bool, int]:
         """Fold what waits, at most a batch. Tell whether to flush at once, and how much was taken."""
@@ -237,7 +294,7 @@ class Recorder(threading.Thread):
                 return urgent, taken
             kind, first, second, frames = item
             if kind == "message":
-                urgent = self._transcript.message(first, second, frames) or urgent
+                urgent = self._message(first, second, frames) or urgent
             elif kind == "decided":
                 self._transcript.decided(first, second)
                 urgent = True
@@ -245,6 +302,14 @@ class Recorder(threading.Thread):
                 self._ending = (first, second)
                 return True, taken + 1
         return urgent, BATCH
+
+    def _message(self, channel: str, direction: str, frames: list[bytes]) -> bool:
+        try:
+            return self._transcript.message(channel, direction, frames)
+        except Exception:  # noqa: BLE001  border: one message's failure is not another's
+            self._errors += 1
+            self._log.exception("! a message could not be recorded")
+            return True
 
     def _flush(self) -> None:
         if self._transcript.dirty:
@@ -260,6 +325,10 @@ class Recorder(threading.Thread):
         """Make the updates durable. A store that failed gets everything as a checkpoint as soon as it works again."""
         if self._unwritten and time.monotonic() < self._retry_at:
             return
+        if self._store is not None and self._identity() != self._file:
+            self._log.error("! the record's file was taken away or replaced; it is written anew")
+            self._detach()
+            self._unwritten = True
         try:
             if self._store is None:
                 self._attach(0.0)
@@ -275,12 +344,16 @@ class Recorder(threading.Thread):
                 self._log.info("= recording to disk again")
             self._error = ""
             self._unwritten = False
-        except StoreError as error:
+            self._retry_in = RETRY
+        except (StoreError, OSError) as error:
             self._failed(error)
 
-    def _failed(self, error: StoreError) -> None:
+    def _failed(self, error: StoreError | OSError) -> None:
+        if isinstance(error, StoreCorrupted):  # opened anew, it is set aside
+            self._detach()
         self._unwritten = True
-        self._retry_at = time.monotonic() + RETRY
+        self._retry_at = time.monotonic() + self._retry_in
+        self._retry_in = min(2 * self._retry_in, RETRY_LIMIT)
         if str(error) != self._error:
             self._log.error("! not recording to disk: %s", error)
         self._error = str(error)
@@ -296,8 +369,14 @@ class Recorder(threading.Thread):
         how, died = self._ending
         with self._record.transaction():
             self._transcript.flush()
-            self._transcript.end(_now(), how, died=died)
+            self._transcript.end(now(), how, died=died)
+        self._retry_at = 0.0
         self._flush()
+        while self._unwritten and time.monotonic() < self._finish_by:
+            time.sleep(max(0.0, min(self._retry_at, self._finish_by) - time.monotonic()))
+            self._flush()
+        if self._unwritten:
+            self._log.error("! the end of the record is not on disk: %s", self._error)
 
     # -- the endpoint's questions ---------------------------------------------------------------------------------
 
@@ -322,10 +401,7 @@ class Recorder(threading.Thread):
             "dropped": self._spool.dropped,
             "followers": self._endpoint.followers if self._endpoint else 0,
             "refused": self._endpoint.refused if self._endpoint else 0,
+            "errors": self._errors,
             **self._transcript.counts,
+            "proxy": self._proxy.stats(),
         }
-
-
-def _now() -> str:
-    """Give the time as message headers do: ISO 8601 in UTC."""
-    return datetime.now(timezone.utc).isoformat().replace("+00:00", "Z")

@@ -100,9 +100,7 @@ class ConnectionInfo:
 
     def to_dict(self) -> dict[str, Any]:
         """Give the file's content: keys as text, absent CURVE keys left out, unknown fields kept."""
-        known = {
-            each.name: getattr(self, each.name) for each in fields(ConnectionInfo) if each.name != "extra"
-        }
+        known = {each.name: getattr(self, each.name) for each in fields(ConnectionInfo) if each.name != "extra"}
         return self.extra | {
             name: value.decode() if isinstance(value, bytes) else value
             for name, value in known.items()
@@ -389,9 +387,7 @@ def _remove_stale(path: Path) -> None:
     if hasattr(socket, "AF_UNIX"):
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, suppress(OSError):
             probe.connect(str(path))
-            raise LaunchFailed(
-                f"{path} is in use", hint="another kernel uses this connection file's addresses"
-            )
+            raise LaunchFailed(f"{path} is in use", hint="another kernel uses this connection file's addresses")
     path.unlink(missing_ok=True)
 
 

@@ -6,7 +6,8 @@ folds changes in, a follower only applies updates and reads. Root types::
     meta        {version, kernel_id}
     executions  {msg_id: {seq, start, cell_id, code, session, state, owner, execution_count,
                           requested, started, ended, reason, pager, edits, outputs}}
-    kernel      {state, info, starts: [{started, ended, how}]}
+    kernel      {state, info}
+    starts      [{started, ended, how}]
     stdin       {pending: {msg_id, parent_id, prompt, password} | null}
 
 A stream output is a Map whose ``text`` is an Array of Texts, of which only the last still changes: a Text that
@@ -35,7 +36,7 @@ _EXACT = 2.0**53  # beyond it not every whole number is a float
 
 @dataclass(frozen=True, slots=True)
 class ExecutionView:
-    """One execution without its outputs, as the record holds it. Dates are the kernel's or client's ISO 8601 strings."""
+    """One execution without its outputs, as the record holds it. Dates are the kernel's or client's, in ISO 8601."""
 
     msg_id: str
     seq: int
@@ -63,8 +64,10 @@ class RecordDocument:
         self._meta: Map[Any] = self.doc.get("meta", type=Map)
         self._executions: Map[Any] = self.doc.get("executions", type=Map)
         self._kernel: Map[Any] = self.doc.get("kernel", type=Map)
+        self._starts: Array[Any] = self.doc.get("starts", type=Array)
         self._stdin: Map[Any] = self.doc.get("stdin", type=Map)
         self._kernel_id = kernel_id
+        self._started = ""
 
     # -- as a replica ---------------------------------------------------------------------------------------------
 
@@ -178,9 +181,8 @@ class RecordDocument:
 
     @property
     def starts(self) -> list[dict[str, Any]]:
-        """Every start of the kernel: ``{started, ended, how}``."""
-        starts = self._kernel.get("starts")
-        return list(starts) if starts is not None else []
+        """Every start of the kernel, the oldest first: ``{started, ended, how}``; ``ended`` is None while it runs."""
+        return sorted(self._starts, key=lambda start: str(start["started"]))
 
     @property
     def pending_input(self) -> dict[str, Any] | None:
@@ -198,21 +200,25 @@ class RecordDocument:
         if "version" not in self._meta:
             self._meta["version"] = VERSION
             self._meta["kernel_id"] = self._kernel_id
-        if "starts" not in self._kernel:
-            self._kernel["starts"] = Array()
-        starts = self._kernel["starts"]
-        starts.append({"started": started, "ended": None, "how": ""})
+        self._started = started
+        self._starts.append({"started": started, "ended": None, "how": ""})
         self._kernel["state"] = "starting"
-        return len(starts) - 1
+        return len(self._starts) - 1
 
     def finish(self, ended: str, how: str) -> None:
-        """Note how the current start ended, in words."""
-        starts = self._kernel["starts"]
-        last = len(starts) - 1
-        entry = {**starts[last], "ended": ended, "how": how}
-        del starts[last]
-        starts.append(entry)
+        """Note how the kernel ended, in words."""
+        self._finish(ended, how, but=None)
         self._kernel["state"] = "dead"
+
+    def finish_earlier(self, ended: str, how: str) -> None:
+        """Note how the starts before that of `begin` ended, where that is not known."""
+        self._finish(ended, how, but=self._started)
+
+    def _finish(self, ended: str, how: str, *, but: str | None) -> None:
+        for index, start in enumerate(self._starts):
+            if start["ended"] is None and start["started"] != but:
+                del self._starts[index]
+                self._starts.insert(index, {**start, "ended": ended, "how": how})
 
     def set_kernel(self, *, state: str | None = None, info: Mapping[str, Any] | None = None) -> None:
         """Note the kernel's execution_state or its kernel_info_reply."""

@@ -27,6 +27,7 @@ LEDGER = Kind(
                WITHOUT ROWID""",
         """CREATE TABLE places (msg_id TEXT PRIMARY KEY, path TEXT NOT NULL, file_id TEXT)
                WITHOUT ROWID""",
+        "CREATE TABLE served (id INTEGER PRIMARY KEY CHECK (id = 0), root TEXT NOT NULL)",
     ),
 )
 
@@ -63,8 +64,7 @@ class Ledger:
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         with self._database.transaction() as connection:
             connection.execute(
-                "INSERT INTO settled (msg_id, how, path, at) VALUES (?, ?, ?, ?)"
-                " ON CONFLICT (msg_id) DO NOTHING",
+                "INSERT INTO settled (msg_id, how, path, at) VALUES (?, ?, ?, ?) ON CONFLICT (msg_id) DO NOTHING",
                 (msg_id, how, path, now),
             )
 
@@ -90,6 +90,23 @@ class Ledger:
         """Return msg_id → (path, file_id) of every execution that has been projected."""
         rows = self._database.run("SELECT msg_id, path, file_id FROM places")
         return {msg_id.decode(): (path.decode(), _text(file_id)) for msg_id, path, file_id in rows}
+
+    def serve(self, root: str) -> None:
+        """Note the folder whose server projects this record: the paths in it are below that."""
+        with self._database.transaction() as connection:
+            connection.execute(
+                "INSERT INTO served (id, root) VALUES (0, ?) ON CONFLICT (id) DO UPDATE SET root = excluded.root",
+                (root,),
+            )
+
+    def unsettled(self, root: str) -> bool:
+        """Tell whether the server of ``root`` placed an execution that is not settled."""
+        rows = self._database.run(
+            "SELECT 1 FROM places, served WHERE served.root = ?"
+            " AND places.msg_id NOT IN (SELECT msg_id FROM settled) LIMIT 1",
+            (root,),
+        )
+        return bool(rows)
 
     def forget(self, msg_ids: Iterable[str]) -> None:
         """Drop everything noted about these executions: the record let them go, or they are wanted again."""

@@ -22,7 +22,7 @@ from output_keeper.server.follower import Follower
 from output_keeper.server.pages import Pages
 from output_keeper.server.projector import Projector
 from output_keeper.server.provisioner import KeeperProvisioner, LaunchSettings
-from output_keeper.server.restore import Restorer
+from output_keeper.server.restore import Restorer, unsettled_records
 from output_keeper.server.rooms import Rooms
 
 PROVISIONER = "output-keeper"
@@ -113,14 +113,16 @@ class OutputKeeper(ExtensionApp):
         if self._rooms.available:
             serverapp.event_logger.add_listener(schema_id=COLLABORATION_EVENTS, listener=self._collaboration_event)
         self._spawn(self._watch_kernels())
+        if self.project:
+            self._spawn(self._recover())
         self.log.info("output-keeper %s keeps the outputs of kernels in %s", __version__, self._record_dir)
 
     async def stop_extension(self) -> None:
         """Called before the server shuts its kernels down."""
         KeeperProvisioner.listeners.clear()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, *(kept.stop() for kept in self._kernels.values()), return_exceptions=True)
+        await cancelled(list(self._tasks))
+        for kept in self._kernels.values():
+            await kept.stop()
         self._context.destroy(linger=0)
 
     def _launched(self, kernel_id: str) -> None:
@@ -129,6 +131,10 @@ class OutputKeeper(ExtensionApp):
         if kept is not None:
             kept.follower.poke()
             return
+        self._keep(kernel_id)
+
+    def _keep(self, kernel_id: str) -> None:
+        """Follow and project this kernel's record."""
         if not self.project:
             return
         try:
@@ -153,6 +159,13 @@ class OutputKeeper(ExtensionApp):
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             self.log.error("output-keeper: a task of ours ended", exc_info=task.exception())
+
+    async def _recover(self) -> None:
+        """Bring into notebooks what was recorded but never seen in a saved file, of kernels that are no more."""
+        for kernel_id in await asyncio.to_thread(unsettled_records, self._record_dir, self._root, self.log):
+            if kernel_id not in self._kernels:
+                self.log.info("output-keeper: the record of kernel %s is not settled and is projected", kernel_id)
+                self._keep(kernel_id)
 
     async def _collaboration_event(self, logger: Any, schema_id: str, data: dict[str, Any]) -> None:
         """Hear from jupyter-collaboration that a room was saved or overwritten from disk."""
@@ -201,6 +214,17 @@ class OutputKeeper(ExtensionApp):
                 )
 
 
+async def cancelled(tasks: list[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they have ended: before Python 3.12 ``asyncio.wait_for`` may swallow a cancellation that
+    comes together with what it waits for.
+    """
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=1.0)
+
+
 class Kept:
     """One kept kernel: its follower, its projector, its ledger."""
 
@@ -210,6 +234,7 @@ class Kept:
         self._manager = app.serverapp.kernel_manager
         folder = paths.private_folder(app._record_dir)  # noqa: SLF001  one module
         self.ledger = Ledger.open(paths.ledger_path(kernel_id, folder))
+        self.ledger.serve(app._root)  # noqa: SLF001
         self.follower = Follower(app._context, kernel_id, folder, self._touched, app.log)  # noqa: SLF001
         self.projector = Projector(
             kernel_id,
@@ -234,9 +259,7 @@ class Kept:
 
     async def stop(self) -> None:
         """Stop both, and let go of the ledger."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancelled(self._tasks)
         self.ledger.close()
 
     def _touched(self, msg_ids: set[str]) -> None:

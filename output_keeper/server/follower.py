@@ -18,6 +18,7 @@ from pycrdt import create_sync_message, handle_sync_message
 
 from output_keeper.errors import StoreError, SyncError
 from output_keeper.record import store
+from output_keeper.record.adoption import adopt
 from output_keeper.record.document import RecordDocument
 from output_keeper.record.paths import RUN_FILE, record_path, run_dir
 from output_keeper.record.runs import Identity, Run
@@ -26,6 +27,7 @@ from output_keeper.record.sync import FOLLOWER, Conversation
 ANSWER_TIMEOUT = 5.0  # s until a greeting is said again
 PING = 2.0  # s of silence until we look whether the keeper lives
 RETRY = 0.1  # s between looks for a keeper that is starting
+LOOK = 5.0  # s between looks into the store of a keeper without an endpoint
 
 
 class Follower:
@@ -76,20 +78,41 @@ class Follower:
         while True:
             self._poke.clear()
             self.run_file = self._find_run()
-            if self.run_file is not None and self.run_file.endpoint and self.run_file.connection.get("key"):
+            if self.run_file is None:
+                await self._read_store()
+                self._synced.set()
+                await self._poked()
+            elif self.run_file.endpoint and self.run_file.connection.get("key"):
                 try:
                     await self._follow(self.run_file)
                 except SyncError as error:
                     self._log.warning("output-keeper: kernel %s: %s", self.kernel_id, error)
                     await asyncio.sleep(RETRY)
-            if not self.alive:
-                await self.read_store()
-                try:
-                    await asyncio.wait_for(self._poke.wait(), PING)
-                except asyncio.TimeoutError:
-                    continue
+            else:  # a connection without a key has no endpoint, because it could not be trusted
+                await self._read_store()
+                await asyncio.sleep(LOOK)
 
-    async def read_store(self) -> None:
+    async def _poked(self) -> None:
+        """Wait for the next keeper. If none comes soon, end what the last one left unfinished."""
+        while not self._poke.is_set():
+            try:
+                await asyncio.wait_for(self._poke.wait(), PING)
+            except asyncio.TimeoutError:
+                if any(not view.state.ended for view in self.record.views()):
+                    await self._adopt()
+                else:
+                    await self._poke.wait()
+
+    async def _adopt(self) -> None:
+        try:
+            adopted = await asyncio.to_thread(adopt, self.path)
+        except StoreError as error:
+            self._log.error("output-keeper: %s", error)
+        else:
+            if adopted:
+                await self._read_store()
+
+    async def _read_store(self) -> None:
         """Merge what the store has: the last word of a keeper that ended before we heard it."""
         if not self.path.exists():
             return

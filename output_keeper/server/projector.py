@@ -8,9 +8,9 @@ file. One task per kernel; nothing here waits for a person.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Protocol
 
@@ -19,13 +19,15 @@ from output_keeper.record.document import ExecutionView, RecordDocument
 from output_keeper.record.ledger import Ledger
 from output_keeper.server.files import Files, Target
 from output_keeper.server.pages import Pages
+from output_keeper.server.places import LOOK, Pending, Places
 from output_keeper.server.rooms import Cursor, Room, Rooms
 
 TICK = 0.05  # s between projections of one kernel: 20 transactions a second, a fifth of what a room's store manages
 BUSY_RETRY = 0.1  # s until a room that is loading is tried again
-LOOK = 1.0  # s between looks at things that nobody tells us: pages that left, files that were saved
 LOOK_LIMIT = 30.0  # s between looks at something that does not change
 MISSING = 30.0  # s that the cell of an ended execution may be missing before it is given up
+UNCLEAR = 1.0  # s that an execution may be undecided because two notebooks have its cell; less than a keeper holds it
+OVERWRITING = 10.0  # s a room may take to read what was changed on disk, after it said that it would
 DEAR = 20  # times its own cost that a comparison by value, or a write of the file, is not repeated
 
 
@@ -39,27 +41,6 @@ class Asker(Protocol):
 
     def release(self, msg_id: str) -> None:
         """Leave an execution's outputs to its client."""
-
-
-@dataclass
-class Pending:
-    """An execution of a cell that is not settled yet."""
-
-    msg_id: str
-    seq: int
-    cell_id: str
-    path: str | None = None
-    file_id: str | None = None
-    asked: bool = False
-    dirty: bool = True
-    cursor: Cursor = field(default_factory=Cursor)
-    compare_at: float = 0.0  # monotonic: no comparison by value before
-    complete_since: float | None = None  # monotonic: when the final state was first projected
-    page_saw_end: datetime | None = None  # when it ended before the eyes of the page that ran it
-    look_at: float = 0.0
-    look_after: float = LOOK
-    looked: bool = False
-    missing_since: float | None = None
 
 
 class Projector:
@@ -87,15 +68,15 @@ class Projector:
         self._save_interval = save_interval
         self._log = log
         self._settled = ledger.settled()
-        self._places = ledger.places()
+        self._places = Places(kernel_id, rooms=rooms, files=files, pages=pages, ledger=ledger)
         self._pending: dict[str, Pending] = {}
-        self._latest: dict[str, tuple[int, str]] = {}
+        self._latest: dict[tuple[str, str], int] = {}  # (place, cell id) → seq of the last run there
         self._touched: set[str] = set()
         self._wake = asyncio.Event()
-        self._unsaved: dict[
-            str, float
-        ] = {}  # path → monotonic time of the oldest projection that is not saved
-        self._write_at: dict[str, float] = {}  # path → monotonic time before which its file is not written
+        # path → monotonic time of the oldest projection that is not saved
+        self._unsaved: dict[str, float] = {}
+        # path → monotonic times before which its file is not written: for what runs, for what ended
+        self._write_at: dict[str, tuple[float, float]] = {}
 
     def touch(self, msg_ids: set[str]) -> None:
         """Note that these executions changed in the record."""
@@ -103,10 +84,13 @@ class Projector:
         self._wake.set()
 
     def overwritten(self, path: str) -> None:
-        """Note that the room of this notebook was overwritten from disk: what is not settled is projected again."""
+        """Note that the room of this notebook is overwritten from disk: what is not settled is projected again.
+
+        The news comes before the room has even read the file, and nothing tells the end: see `_bring`.
+        """
         for pending in self._pending.values():
             if pending.path == path:
-                pending.dirty, pending.complete_since, pending.cursor = True, None, Cursor()
+                pending.overwritten_until = time.monotonic() + OVERWRITING
         self._wake.set()
 
     def saved(self, path: str) -> None:
@@ -126,10 +110,8 @@ class Projector:
         """Work until cancelled."""
         while True:
             timeout = LOOK if self._pending else None
-            try:
+            with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), timeout)
-            except asyncio.TimeoutError:
-                pass
             self._wake.clear()
             try:
                 again = await self.tick()
@@ -149,18 +131,15 @@ class Projector:
         for pending in sorted(self._pending.values(), key=lambda each: each.seq):
             if pending.msg_id not in self._pending or pending.msg_id not in self._record:
                 continue  # settled or let go while we waited for another
-            view = self._record.view(pending.msg_id)
-            if view.owner == "open":
-                await self._decide(pending, view)
-                continue
-            if view.owner == "released" and self._page_shows(pending, view):
-                await self._look_at_page(pending, view)
-                again.append(LOOK)
-                continue
-            if pending.dirty or pending.complete_since is not None:
-                wait = await self._bring(pending, view, to_file)
-                if wait is not None:
-                    again.append(wait)
+            try:
+                wait = await self._step(pending, self._record.view(pending.msg_id), to_file)
+            except StoreError:
+                raise
+            except Exception:  # noqa: BLE001  border: what goes wrong with one cell must not take the others along
+                self._log.exception("output-keeper: execution %s cannot be projected", pending.msg_id)
+                wait = LOOK_LIMIT
+            if wait is not None:
+                again.append(wait)
         for path, group in to_file.items():
             again.append(await self._bring_to_file(path, group))
         for path in list(self._unsaved):
@@ -169,10 +148,28 @@ class Projector:
                 again.append(wait)
         return min(again, default=None)
 
+    async def _step(self, pending: Pending, view: ExecutionView, to_file: dict[str, list[Pending]]) -> float | None:
+        """Do what one execution needs now; give the time in s after which it needs more, if that is known."""
+        if view.owner == "open":
+            return await self._decide(pending, view)
+        if view.owner == "released" and self._page_shows(view):
+            if pending.path is None:  # now, while a session tells: the server may be stopped before the page is gone
+                await self._locate(pending, view)
+            await self._look_at_page(pending, view)
+            return LOOK
+        if not pending.dirty and pending.complete_since is None and not pending.overwritten_until:
+            return None
+        path = await self._locate(pending, view)
+        if pending.msg_id not in self._pending:
+            return None
+        if path is None:
+            return self._missing(pending, view)
+        return await self._bring(pending, view, path, to_file)
+
     # -- which executions -----------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        """Take in what was touched. Of a cell's runs only the latest is projected."""
+        """Take in what was touched."""
         touched, self._touched = self._touched, set()
         for msg_id in touched:
             if msg_id in self._pending:
@@ -182,19 +179,24 @@ class Projector:
             elif msg_id in self._record and msg_id not in self._settled:
                 view = self._record.view(msg_id)
                 if view.cell_id is not None:
-                    path, file_id = self._places.get(msg_id, (None, None))
-                    self._pending[msg_id] = Pending(msg_id, view.seq, view.cell_id, path, file_id)
-                    self._supersede(view)
+                    self._pending[msg_id] = self._places.enter(view)
 
-    def _supersede(self, view: ExecutionView) -> None:
-        assert view.cell_id is not None
-        seq, latest = self._latest.get(view.cell_id, (-1, ""))
-        older, newer = (latest, view.msg_id) if view.seq >= seq else (view.msg_id, latest)
-        self._latest[view.cell_id] = (max(seq, view.seq), newer)
-        if older in self._pending and older != newer:
-            if self._record.view(older).owner == "open":
-                self._follower.release(older)
-            self._settle(self._pending[older], "superseded by a later run of the cell")
+    async def _locate(self, pending: Pending, view: ExecutionView) -> str | None:
+        """The path of the notebook with the cell. Of a cell's runs only the latest is projected, the others settle."""
+        path = await self._places.locate(pending, view, self._pending.values())
+        place = pending.place
+        if place is not None:
+            key = (place, pending.cell_id)
+            self._latest[key] = max(pending.seq, self._latest.get(key, -1))
+            for other in list(self._pending.values()):
+                if (other.place, other.cell_id) == key and other.seq < self._latest[key]:
+                    self._supersede(other)
+        return path
+
+    def _supersede(self, pending: Pending) -> None:
+        if pending.msg_id in self._record and self._record.view(pending.msg_id).owner == "open":
+            self._follower.release(pending.msg_id)
+        self._settle(pending, "superseded by a later run of the cell")
 
     def _settle(self, pending: Pending, how: str) -> None:
         self._ledger.settle(pending.msg_id, how, pending.path)
@@ -207,19 +209,28 @@ class Projector:
 
     # -- one writer -----------------------------------------------------------------------------------------------
 
-    async def _decide(self, pending: Pending, view: ExecutionView) -> None:
-        """Ask for the execution if its notebook's room has a client; else leave it to the page that runs it."""
+    async def _decide(self, pending: Pending, view: ExecutionView) -> float | None:
+        """Ask for the execution if its notebook's room has a client; else leave it to the page that runs it.
+
+        Where it is not clear which notebook's cell it is, the page's note there that it runs may be on its way.
+        """
         if pending.asked:
-            return
-        pending.asked = True
+            return None
         path = await self._locate(pending, view)
+        now = time.monotonic()
+        if path is None and await self._places.unclear(view):
+            pending.open_since = pending.open_since or now
+            if now - pending.open_since < UNCLEAR:
+                return TICK
+        pending.asked = True
         room = self._rooms.find(path) if path is not None and self._rooms.available else None
         if room is not None and room.clients and room.cell(pending.cell_id, view.code) is not None:
             self._follower.grant(view.msg_id)
         else:
             self._follower.release(view.msg_id)
+        return None
 
-    def _page_shows(self, pending: Pending, view: ExecutionView) -> bool:
+    def _page_shows(self, view: ExecutionView) -> bool:
         """Tell whether a released execution is still shown, and will be saved, by a page."""
         if self._pages.connected(self.kernel_id, view.session):
             return True
@@ -247,66 +258,27 @@ class Projector:
             return False
         return modified is not None and modified > moment
 
-    # -- where ----------------------------------------------------------------------------------------------------
-
-    async def _locate(self, pending: Pending, view: ExecutionView) -> str | None:
-        """The path of the notebook this execution's cell is in, now; None when that is not known."""
-        if pending.file_id is not None:
-            return self._placed(pending, self._rooms.path_of(pending.file_id) or pending.path)
-        notebooks = await self._pages.notebooks(self.kernel_id)
-        if pending.path in notebooks:
-            return pending.path
-        having = [path for path in notebooks if self._has_room_with(path, view)]
-        if not having:
-            having = await self._rooms_elsewhere(view) if len(notebooks) == 0 or self._rooms.available else []
-        if not having:
-            having = [
-                path for path in notebooks if len(notebooks) == 1 or await self._has_file_with(path, view)
-            ]
-        if len(having) == 1:
-            return self._placed(pending, having[0])
-        return pending.path  # renamed without a file id, closed, or in two notebooks at once
-
-    def _placed(self, pending: Pending, path: str | None) -> str | None:
-        """Remember where the cell is, for the time when no session says it any more."""
-        if path is not None and path != pending.path:
-            pending.path, pending.file_id = path, self._rooms.file_id(path)
-            self._ledger.place(pending.msg_id, path, pending.file_id)
-        return path
-
-    def _has_room_with(self, path: str, view: ExecutionView) -> bool:
-        room = self._rooms.find(path)
-        return room is not None and not room.busy and room.cell(view.cell_id or "", view.code) is not None
-
-    async def _has_file_with(self, path: str, view: ExecutionView) -> bool:
-        try:
-            return await self._files.has_cell(path, view)
-        except NotebookError:
-            return False
-
-    async def _rooms_elsewhere(self, view: ExecutionView) -> list[str]:
-        """A new session has a placeholder for a path at first: look for a room with this cell and no kernel of its own."""
-        taken = await self._pages.all_notebooks()
-        return [path for path in self._rooms.paths() if path not in taken and self._has_room_with(path, view)]
-
     # -- bringing it there ----------------------------------------------------------------------------------------
 
     async def _bring(
-        self, pending: Pending, view: ExecutionView, to_file: dict[str, list[Pending]]
+        self, pending: Pending, view: ExecutionView, path: str, to_file: dict[str, list[Pending]]
     ) -> float | None:
         """Project into the room, or put it down for the file; then see to settling. Gives when to come again."""
-        path = await self._locate(pending, view)
-        if path is None:
-            return LOOK
+        now = time.monotonic()
         room = self._rooms.find(path)
+        if pending.overwritten_until:
+            # The room says that it will be overwritten, not that it was: compare by value until it must have been.
+            if now > pending.overwritten_until:
+                pending.overwritten_until = 0.0
+            pending.dirty, pending.cursor = True, Cursor()
         if pending.complete_since is not None and not pending.dirty:
             return await self._look(pending, view, path, room)
         if room is None:
             to_file.setdefault(path, []).append(pending)
             return None
-        now = time.monotonic()
         flat = not room.busy and room.cost_is_flat(self._record, view, pending.cursor)
-        if not flat and not view.state.ended and now < pending.compare_at:
+        ended_anew = view.state.ended and pending.complete_since is None
+        if not flat and not ended_anew and now < pending.compare_at:
             return pending.compare_at - now
         try:
             found = room.project(self._record, view, pending.cursor)
@@ -320,7 +292,7 @@ class Projector:
             self._pages.drop_buffered(self.kernel_id, view.msg_id)
         self._unsaved.setdefault(path, now)
         self._brought(pending, view)
-        return None
+        return LOOK if pending.overwritten_until else None
 
     def _brought(self, pending: Pending, view: ExecutionView) -> None:
         pending.dirty, pending.missing_since = False, None
@@ -342,28 +314,42 @@ class Projector:
         group = [pending for pending in group if pending.msg_id in self._record]
         views = {pending.msg_id: self._record.view(pending.msg_id) for pending in group}
         now = time.monotonic()
-        wait = self._write_at.get(path, 0.0) - now
-        if wait > 0 and not any(view.state.ended for view in views.values()):
+        any_ended = any(view.state.ended for view in views.values())
+        wait = self._write_at.get(path, (0.0, 0.0))[any_ended] - now
+        if wait > 0:
             return wait
         try:
             found = await self._files.project(path, [Target(self._record, view) for view in views.values()])
         except NotebookError as error:
+            if await self._gone(path):
+                for pending in group:
+                    self._places.lost(pending)
+                    self._missing(pending, views[pending.msg_id])
+                return LOOK
             self._log.warning("output-keeper: %s; trying again", error)
-            self._write_at[path] = time.monotonic() + self._save_interval
+            self._write_at[path] = (now + self._save_interval,) * 2
             return self._save_interval
-        took = time.monotonic() - now
-        self._write_at[path] = time.monotonic() + max(self._save_interval, DEAR * took)
+        done = time.monotonic()
+        dear = done + DEAR * (done - now)
+        self._write_at[path] = (max(dear, done + self._save_interval), dear)
         for pending in group:
             if pending.msg_id in found:
+                self._places.confirm(pending, path)
                 self._brought(pending, views[pending.msg_id])
             else:
                 self._missing(pending, views[pending.msg_id])
         return LOOK
 
+    async def _gone(self, path: str) -> bool:
+        try:
+            return await self._files.modified(path) is None
+        except NotebookError:
+            return False
+
     # -- settling -------------------------------------------------------------------------------------------------
 
     async def _look(self, pending: Pending, view: ExecutionView, path: str, room: Room | None) -> float:
-        """See whether the final state is in the saved file. A room that shows something else was changed by a person."""
+        """See whether the final state is in the saved file. If the room shows something else, a person changed it."""
         now = time.monotonic()
         if now < pending.look_at:
             return pending.look_at - now
@@ -399,8 +385,12 @@ class Projector:
         """
         room = self._rooms.find(path)
         if room is None:
+            # Freed, perhaps without a save: what is not in the file goes there.
             del self._unsaved[path]
-            return None
+            for pending in self._pending.values():
+                if pending.path == path:
+                    pending.dirty = True
+            return TICK
         wait = self._unsaved[path] + self._save_interval - time.monotonic()
         if wait > 0:
             return wait

@@ -7,6 +7,7 @@ answer gives it up for good.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -17,7 +18,8 @@ from jupyter_client.kernelspec import NoSuchKernel
 from jupyter_server.utils import ensure_async
 
 from output_keeper.errors import OutputKeeperError, StoreError
-from output_keeper.record import runs
+from output_keeper.record import paths, runs
+from output_keeper.record.ledger import Ledger
 from output_keeper.record.paths import run_dir
 from output_keeper.server.provisioner import KeeperProvisioner
 
@@ -122,3 +124,22 @@ class Restorer:
 
     def _unreadable(self, folder: Path, error: StoreError) -> None:
         self._serverapp.log.warning("output-keeper: %s: %s", folder, error)
+
+
+def unsettled_records(record_dir: Path, root: str, log: logging.Logger) -> list[str]:
+    """The kernel_ids of the records that the server of ``root`` has to settle, and whose keeper does not live.
+
+    Reads every ledger: to be called in a thread.
+    """
+    found = []
+    for kernel_id, _ in paths.records(record_dir):
+        ledger_path = paths.ledger_path(kernel_id, record_dir)
+        try:
+            if not ledger_path.exists() or runs.locked(run_dir(kernel_id)):
+                continue
+            with Ledger.open(ledger_path) as ledger:
+                if ledger.unsettled(root):
+                    found.append(kernel_id)
+        except StoreError as error:
+            log.warning("output-keeper: %s", error)
+    return found

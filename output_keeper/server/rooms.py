@@ -57,10 +57,9 @@ class Room:
     @property
     def busy(self) -> bool:
         """Whether the room is loading or being overwritten: an edit now would be lost."""
-        loading = (
-            self._room._document_load_progressively and not self._room._document_progressively_loaded.done()
-        )
-        return not self._room.ready or self._room._update_lock.locked() or loading  # noqa: SLF001
+        room = self._room
+        loading = room._document_load_progressively and not room._document_progressively_loaded.done()  # noqa: SLF001
+        return not room.ready or room._update_lock.locked() or loading  # noqa: SLF001
 
     @property
     def autosave(self) -> bool:
@@ -75,8 +74,10 @@ class Room:
         return self._room._save_to_disc()  # type: ignore[no-any-return]  # noqa: SLF001  what the Save button does
 
     def cell(self, cell_id: str, code: str, cursor: Cursor | None = None) -> Map[Any] | None:
-        """The code cell with this id; a cursor says where to look first. Notebooks without ids in their file (nbformat < 4.5) get new ones with each load:
-        there, the one cell whose source is what was executed.
+        """The code cell with this id; a cursor says where to look first.
+
+        A notebook without ids in its file (nbformat < 4.5) gets new ones with each load: there, it is the one cell
+        whose source is what was executed.
         """
         cells = self.notebook.ycells
         if cursor is not None and cursor.index < len(cells) and cells[cursor.index].get("id") == cell_id:
@@ -92,6 +93,11 @@ class Room:
             if without_ids and cell.get("cell_type") == "code" and str(cell["source"]) == code:
                 by_source.append(cell)
         return by_source[0] if len(by_source) == 1 else None
+
+    def runs(self, cell_id: str, code: str) -> bool:
+        """Tell whether the cell is there with this code, and a page says that it runs."""
+        cell = self.cell(cell_id, code)
+        return cell is not None and cell.get("execution_state") == "running" and str(cell["source"]) == code
 
     def shows(self, record: RecordDocument, view: ExecutionView) -> bool:
         """Tell whether the cell is there and shows what the record says."""
@@ -226,10 +232,12 @@ class Rooms:
         file_id = self.file_id(path)
         return None if file_id is None else f"json:notebook:{file_id}"
 
-    def file_id(self, path: str) -> str | None:
-        """The id that stays with a file when it is renamed."""
+    def file_id(self, path: str, *, assign: bool = False) -> str | None:
+        """The id that stays with a file when it is renamed; ``assign`` gives one to an existing file without."""
         file_ids = self._serverapp.web_app.settings.get("file_id_manager")
-        file_id = None if file_ids is None else file_ids.get_id(path)
+        if file_ids is None:
+            return None
+        file_id = file_ids.index(path) if assign else file_ids.get_id(path)
         return None if file_id is None else str(file_id)
 
     def path_of(self, file_id: str) -> str | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pycrdt import Map, Text
 
 from .kernel_client import KernelClient
+from .notebooks import stream_text
 from .room_client import RoomClient
 from .wait import wait_until
 
@@ -63,6 +64,14 @@ class PageLikeClient:
             return predicate(self.room.cell(index))
 
         return wait_until(holds, what=what, state=lambda: self.room.cell(index))
+
+    def wait_for_lines(self, lines: Callable[[], list[str]], index: int = 0) -> None:
+        """Wait until a cell has ended and shows exactly these lines on stdout."""
+        self.wait(
+            lambda cell: cell["execution_count"] is not None and stream_text(cell["outputs"]).splitlines() == lines(),
+            index,
+            what="the cell has ended and shows each line once",
+        )
 
     def leave(self) -> None:
         """Go abruptly, as a closed laptop does."""

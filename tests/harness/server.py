@@ -220,8 +220,8 @@ class Server:
 
     def shutdown_kernels(self) -> None:
         """Shut down every session and kernel through the REST API; wait until their processes are gone."""
-        for session in self.sessions():
-            self.api("DELETE", f"sessions/{session['id']}")
+        while sessions := self.sessions():  # several may share a kernel, and go with it
+            self.api("DELETE", f"sessions/{sessions[0]['id']}")
         for kernel in self.kernels():
             self.api("DELETE", f"kernels/{kernel['id']}")
         self.assert_no_kernels_left()

@@ -33,9 +33,7 @@ def message(text: str, size: int = 0) -> list[bytes]:
         (False, None, False, Owner.RELEASED),
     ],
 )
-def test_who_owns_a_new_execution(
-    expect: bool, cell_id: str | None, released_before: bool, owner: Owner
-) -> None:
+def test_who_owns_a_new_execution(expect: bool, cell_id: str | None, released_before: bool, owner: Owner) -> None:
     grants = Grants(expect=expect, hold_for=2.0)
     if released_before:
         grants.requested("earlier", "session", "cell", now=0.0)
@@ -188,9 +186,7 @@ parents = st.sampled_from(["a", "b", "c", "d", "unknown"])
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("request"), parents, st.sampled_from(["s1", "s2"]), st.booleans()),
-        st.tuples(
-            st.just("message"), parents, st.sampled_from([*sorted(OUTPUT_TYPES), *OTHER_TYPES]), st.booleans()
-        ),
+        st.tuples(st.just("message"), parents, st.sampled_from([*sorted(OUTPUT_TYPES), *OTHER_TYPES]), st.booleans()),
         st.tuples(st.sampled_from(["grant", "release"]), parents),
         st.tuples(st.just("wait"), st.floats(0.0, 2.5)),
     ),
@@ -199,9 +195,7 @@ steps = st.lists(
 
 
 @given(steps=steps, limit=st.sampled_from([30, 10_000]))
-def test_whatever_happens_each_message_comes_out_as_its_owner_says(
-    steps: list[tuple[object, ...]], limit: int
-) -> None:
+def test_whatever_happens_each_message_comes_out_as_its_owner_says(steps: list[tuple[object, ...]], limit: int) -> None:
     grants = Grants(expect=True, hold_for=2.0, held_limit=limit)
     now = 0.0
     published: list[tuple[str, bool, list[bytes]]] = []

@@ -25,6 +25,7 @@ from output_keeper.keeper.sockets import (
     BackSockets,
     ConnectionInfo,
     FrontSockets,
+    PrivateConnection,
     bind_front,
     connect_back,
     private_connection,
@@ -61,7 +62,7 @@ class Keeper:
 
     context: Context
     front: ConnectionInfo
-    back: ConnectionInfo
+    back: PrivateConnection
     grants: Grants
     folder: Path
     heard: threading.Condition = field(default_factory=threading.Condition)
@@ -93,6 +94,7 @@ class Keeper:
         front_file, private_file = self.folder / "front.json", self.folder / "private.json"
         self.front.write(front_file)
         self.back.write(private_file)
+        self.back.release()
         self.child = Child(
             argv or [sys.executable, "-m", "ipykernel_launcher", "-f", str(front_file)],
             env=dict(os.environ),
@@ -158,11 +160,19 @@ class Keeper:
         return count
 
     def client(self) -> BlockingKernelClient:
+        """A client whose kernel has answered.
+
+        Not by ``wait_for_ready``: without a KernelManager it calls a kernel dead that takes over a second to start.
+        """
         client = BlockingKernelClient()
         client.load_connection_info(self.front.to_dict())
-        client.start_channels()
         self.clients.append(client)
-        client.wait_for_ready(timeout=LIMIT)
+        before = self.subscriptions()
+        client.start_channels()
+        until(lambda: self.subscriptions() > before)
+        msg_id = client.kernel_info()
+        while client.get_shell_msg(timeout=LIMIT)["parent_header"].get("msg_id") != msg_id:
+            pass
         return client
 
     def close(self) -> None:
@@ -176,6 +186,7 @@ class Keeper:
         if self.child is not None:
             self.child.kill()
             self.child.wait(LIMIT)
+        self.back.release()
         self.proxy.stop()
         self.proxy.join(LIMIT)
         assert not self.proxy.is_alive()
@@ -190,12 +201,11 @@ def keepers(context: Context, tmp_path: Path) -> Iterator[Callable[..., Keeper]]
         ip = str(tmp_path / "k") if transport == "ipc" else "127.0.0.1"
         write_connection_file(str(path), ip=ip, transport=transport, key=KEY, **extra)
         front = ConnectionInfo.load(path)
+        # All ports are held until they are bound: other tests choose from the same ones.
+        ports, back = private_connection(front), private_connection(front)
         if transport == "tcp":
-            ports = private_connection(front)
-            ports.release()
             front = ConnectionInfo(**{**ports.to_dict(), "key": KEY, **extra})
-        back = private_connection(front)
-        back.release()
+        ports.release()
         keeper = Keeper(context, front, back, Grants(expect, hold_for), tmp_path)
         keeper.start()
         made.append(keeper)
@@ -210,6 +220,7 @@ class BareKernel:
     """A kernel's five sockets and nothing behind them: the test says what it does."""
 
     def __init__(self, keeper: Keeper) -> None:
+        keeper.back.release()
         self.sockets = bind_front(keeper.context, keeper.back)
         keeper.kernels.append(self)
         assert self.sockets.iopub.poll(LIMIT_MS)
@@ -674,9 +685,8 @@ def test_the_client_that_asks_is_asked_for_input(keepers: Callable[..., Keeper])
         assert question["parent_header"]["msg_id"] == msg_id
         assert question["content"]["prompt"] == "say: "
         client.input("this")
-        while (message := client.get_iopub_msg(timeout=LIMIT))["msg_type"] != "stream":
-            pass
-        while message["parent_header"]["msg_id"] != msg_id or message["msg_type"] != "stream":
+        message = client.get_iopub_msg(timeout=LIMIT)
+        while (message["msg_type"], message["parent_header"].get("msg_id")) != ("stream", msg_id):
             message = client.get_iopub_msg(timeout=LIMIT)
         assert message["content"]["text"].startswith("got this")
         assert client.get_shell_msg(timeout=LIMIT)["content"]["status"] == "ok"
@@ -792,9 +802,9 @@ os._exit(7)
         front = private_connection(ConnectionInfo.load(path))
         back = private_connection(front)
         front.release()
-        back.release()
         keeper = Keeper(context, front, back, Grants(False, 1.0), tmp_path)
         keeper.start()
+        back.release()
         context.term()
         assert keeper.proxy.finished.wait(LIMIT)
         keeper.proxy.join(LIMIT)

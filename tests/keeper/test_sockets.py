@@ -89,9 +89,7 @@ def test_a_connection_file_comes_back_as_it_was(tmp_path: Path, curve: dict[str,
 
 def test_what_may_be_left_out(tmp_path: Path) -> None:
     optional = ("transport", "signature_scheme", "kernel_name")
-    info = ConnectionInfo.load(
-        written(tmp_path, {name: value for name, value in FILE.items() if name not in optional})
-    )
+    info = ConnectionInfo.load(written(tmp_path, {name: value for name, value in FILE.items() if name not in optional}))
     assert (info.transport, info.signature_scheme, info.kernel_name) == ("tcp", "hmac-sha256", "")
 
 
@@ -267,9 +265,7 @@ def test_the_back_is_subscribed_before_the_kernel_speaks(
 
 
 def test_curve_refuses_who_has_no_key(context: zmq.Context[zmq.Socket[bytes]], free: ConnectionInfo) -> None:
-    info = ConnectionInfo(
-        **{**free.to_dict(), "key": free.key, "curve_publickey": PUBLIC, "curve_secretkey": SECRET}
-    )
+    info = ConnectionInfo(**{**free.to_dict(), "key": free.key, "curve_publickey": PUBLIC, "curve_secretkey": SECRET})
     front = bind_front(context, info)
     watched = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_SUCCEEDED
     monitor = front.shell.get_monitor_socket(watched)
@@ -319,9 +315,7 @@ def test_a_slow_subscriber_loses_and_the_others_do_not(
     front.close()
 
 
-def test_a_client_takes_over_its_own_identity(
-    context: zmq.Context[zmq.Socket[bytes]], free: ConnectionInfo
-) -> None:
+def test_a_client_takes_over_its_own_identity(context: zmq.Context[zmq.Socket[bytes]], free: ConnectionInfo) -> None:
     front = bind_front(context, free)
     before, after = (context.socket(zmq.DEALER) for _ in range(2))
     for number, each in enumerate((before, after)):

@@ -73,10 +73,7 @@ def test_a_stalled_event_loop_while_a_granted_execution_prints(
         assert kept.owner(msg_id) == "granted"
         server.api("POST", "probe/stall/5")
         trace.open_gate("finish")
-        page.wait(lambda cell: cell["execution_count"] == 1, what="the cell has ended")
-        page.wait(
-            lambda cell: stream_text(cell["outputs"]).splitlines() == trace.printed(), what="each line once"
-        )
+        page.wait_for_lines(trace.printed)
         assert page.wrote == 0
     kept.wait_until_settled(msg_id)
     assert lines_on_disk(server.path(notebook)) == trace.printed()
@@ -93,8 +90,7 @@ def test_a_stalled_event_loop_while_an_execution_is_open(server: Server, noteboo
     page.wait(lambda cell: cell["outputs"], what="the page shows outputs")
     assert kept.owner(msg_id) == "released"
     trace.open_gate("finish")
-    page.wait(lambda cell: cell["execution_count"] == 1, what="the cell has ended")
-    page.wait(lambda cell: stream_text(cell["outputs"]).splitlines() == trace.printed(), what="each line once")
+    page.wait_for_lines(trace.printed)
     assert page.wrote > 0
     page.leave()
     wait_until(lambda: lines_on_disk(server.path(notebook)) == trace.printed(), what="each line once in the file")
