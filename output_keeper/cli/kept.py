@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 ANSWER_TIMEOUT = 2.0  # s a keeper gets to answer; its recorder answers between two flushes
 
+NOT_RECORDED = ("bad_signature", "malformed", "unexpected", "errors", "dropped")
+"""What a keeper counts of messages that it forwarded and did not record; ``unexpected`` ones say nothing new."""
+
 
 class State(str, Enum):
     """How it is with one kernel."""
@@ -67,9 +70,7 @@ class KernelStatus:
             "started": self.started,
             "executions": self.answer.get("executions"),
             "waiting": self.answer.get("waiting"),
-            "refused": {
-                name: self.answer.get(name) for name in ("bad_signature", "malformed", "unexpected", "dropped")
-            },
+            "refused": {name: self.answer.get(name) for name in NOT_RECORDED},
             "record": self.record,
             "record_bytes": self.record_bytes,
         }

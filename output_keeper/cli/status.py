@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from output_keeper._version import __version__
 from output_keeper.cli.checks import Check, Level, ServerConfig, check_all, mode
-from output_keeper.cli.kept import KernelStatus, State, kept_kernels
+from output_keeper.cli.kept import NOT_RECORDED, KernelStatus, State, kept_kernels
 from output_keeper.cli.servers import with_servers
 from output_keeper.record import paths
 
@@ -136,7 +136,7 @@ def _kernel(kernel: KernelStatus, paint: Callable[[str, str], str]) -> Iterator[
     if kernel.answer:
         facts.append(_count(kernel.answer.get("executions", 0), "execution"))
         facts.append(f"{_count(kernel.answer.get('waiting', 0), 'message')} waiting")
-        bad = sum(int(kernel.answer.get(name, 0)) for name in ("bad_signature", "malformed", "dropped"))
+        bad = sum(int(kernel.answer.get(name, 0)) for name in NOT_RECORDED if name != "unexpected")
         if bad:
             facts.append(f"{_count(bad, 'message')} not recorded")
     if kernel.record:

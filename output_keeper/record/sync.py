@@ -21,6 +21,11 @@ from output_keeper.errors import SyncError
 
 PROTOCOL = 1
 FOLLOWER, ENDPOINT = b"follower", b"endpoint"
+MESSAGES = {
+    FOLLOWER: frozenset({"hello", "sync", "ack", "grant", "release", "status", "ping"}),
+    ENDPOINT: frozenset({"welcome", "update", "behind", "status", "ping", "bye"}),
+}
+"""What each side may say."""
 
 
 class Conversation:
@@ -63,7 +68,7 @@ class Conversation:
         self._establish(self._nonce + str(header.get("nonce")))
 
     def seal(self, kind: str, payload: bytes = b"", **fields: Any) -> list[bytes]:
-        """Frames for one message. Raises `SyncError` before the greeting is done."""
+        """Frames for one message. Raises `SyncError` before the greeting is done, and for what is not in `MESSAGES`."""
         if not self.established:
             raise SyncError("no conversation yet")
         return self._seal({"type": kind, **fields}, payload)
@@ -80,6 +85,8 @@ class Conversation:
         self.established = True
 
     def _seal(self, header: dict[str, Any], payload: bytes) -> list[bytes]:
+        if header["type"] not in MESSAGES[self._side]:
+            raise SyncError(f"the {self._side.decode()} does not say {header['type']!r}")
         self._sent += 1
         packed = json.dumps({**header, "n": self._sent}, separators=(",", ":")).encode()
         return [self._digest(self._side, packed, payload), packed, payload]

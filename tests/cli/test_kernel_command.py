@@ -56,7 +56,7 @@ class Launched:
 
     def connect(self) -> Launched:
         self.client.load_connection_file()
-        self.client.start_channels()
+        self.client.start_channels(hb=False)  # its beats call a kernel dead that takes a second to start
         self.client.wait_for_ready(timeout=LIMIT)
         return self
 

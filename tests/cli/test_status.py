@@ -76,7 +76,8 @@ def test_every_field_of_the_json_object_is_documented(environment: Environment) 
     assert found["recording"] is True
     assert found["format"] == 1
     documented = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
-    fields = {*found, *found["checks"][0], *KernelStatus("id", "python3", State.GONE).to_json()}
+    kernel = KernelStatus("id", "python3", State.GONE).to_json()
+    fields = {*found, *found["checks"][0], *kernel, *kernel["refused"]}
     assert [name for name in sorted(fields) if f"`{name}`" not in documented] == []
     assert [state.value for state in State if f"`{state.value}`" not in documented] == []
     assert [each["name"] for each in found["checks"] if f"`{each['name']}`" not in documented] == []

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from jupyter_ydoc import YNotebook
 from pycrdt import (
+    Awareness,
     TransactionEvent,
     YMessageType,
+    create_awareness_message,
     create_sync_message,
     create_update_message,
     handle_sync_message,
@@ -38,6 +40,7 @@ class RoomClient:
         self.notebook = YNotebook()
         self._doc = self.notebook.ydoc
         self._applying = False
+        self.update_sizes: list[int] = []  # bytes of each update that arrived
         self._socket = WebSocket(server, f"api/collaboration/room/{self.room_id}?sessionId={answer['sessionId']}")
         self._subscription = self._doc.observe(self._changed)
         self._socket.send(create_sync_message(self._doc))
@@ -52,6 +55,7 @@ class RoomClient:
         for frame in self._socket.received():
             if frame[0] != YMessageType.SYNC:
                 continue
+            self.update_sizes.append(len(frame))
             self._applying = True
             try:
                 reply = handle_sync_message(frame[1:], self._doc)
@@ -59,6 +63,12 @@ class RoomClient:
                 self._applying = False
             if reply is not None:
                 self._socket.send(reply)
+
+    def say(self, **fields: Any) -> None:
+        """Tell the others of this client, as pages do (awareness): ``autosave=False``."""
+        awareness = Awareness(self._doc)
+        awareness.set_local_state(fields)
+        self._socket.send(create_awareness_message(awareness.encode_awareness_update([self._doc.client_id])))
 
     def cells(self) -> list[dict[str, Any]]:
         """All cells as the room has them now, in the notebook format plus ``execution_state``."""

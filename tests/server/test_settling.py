@@ -56,8 +56,8 @@ def test_a_room_overwritten_during_the_run_is_brought_back(server: Server, noteb
         page.wait_for_lines(trace.printed)
         assert page.room.cell(1)["source"] == "new"
         assert page.wrote == 0
-    Kept(server, kernel_id).wait_until_settled(msg_id)
-    assert lines_on_disk(path) == trace.printed()
+        assert Kept(server, kernel_id).owner(msg_id) == "granted"
+    wait_until(lambda: lines_on_disk(path) == trace.printed(), what="each line once on disk")
     assert cell_on_disk(path, 1)["source"] == "new"
 
 
@@ -103,7 +103,8 @@ def test_outputs_cleared_after_settling_stay_cleared(server: Server, notebook: s
     with PageLikeClient(server, notebook, kernel_id) as page:
         msg_ids = [page.execute(0), page.execute(1)]
         last = page.execute(2)
-        page.wait(lambda cell: cell["execution_count"] == 2, 1, what="the cells have ended")
+        page.wait_for_lines(lambda: ["settled"])
+        page.wait_for_lines(lambda: ["still here"], 1)
         assert {kept.wait_until_settled(msg_id) for msg_id in msg_ids} == {"seen in the saved file"}
         clear(page.room)
         wait_until(lambda: cell_on_disk(path)["outputs"] == [], what="the cleared cell is saved")
@@ -133,7 +134,7 @@ def test_outputs_cleared_right_after_the_end_stay_cleared(server: Server, notebo
     assert cell_on_disk(path)["outputs"] == []
 
 
-def test_a_deleted_notebook_is_let_go_without_being_made_again(server: Server, notebook: str, trace: Trace) -> None:
+def test_a_deleted_notebook_is_not_made_again(server: Server, notebook: str, trace: Trace) -> None:
     path = write(server.path(notebook), trace.printing_until("finish"))
     kernel_id = server.start_session(notebook)["kernel"]["id"]
     client = KernelClient(server, kernel_id)
@@ -143,7 +144,15 @@ def test_a_deleted_notebook_is_let_go_without_being_made_again(server: Server, n
     wait_until(lambda: lines_on_disk(path), what="some lines are on disk")
     server.api("DELETE", f"contents/{notebook}")
     trace.open_gate("finish")
-    assert "no such cell" in Kept(server, kernel_id).wait_until_settled(msg_id)
+    Kept(server, kernel_id).wait_for_end(msg_id)
+    # by the time that another notebook of this kernel is completed, this one had its turn
+    other = write(server.path(f"other-{notebook}"), "print('other')")
+    body = {"path": other.name, "name": other.name, "type": "notebook", "kernel": {"id": kernel_id}}
+    server.api("POST", "sessions", body)
+    client = KernelClient(server, kernel_id)
+    client.wait_for_idle(client.execute("print('other')", cell_id="cell-0"))
+    client.leave()
+    wait_until(lambda: lines_on_disk(other) == ["other"], what="the other notebook is completed")
     assert not path.exists()
 
 
@@ -194,6 +203,27 @@ def test_nothing_is_written_when_nothing_changed(server: Server, notebook: str, 
     kept.wait_until_settled(run("print('same')", "cell-0"))
     assert path.stat().st_mtime_ns == before.st_mtime_ns
     assert path.stat().st_ino == before.st_ino
+
+
+def test_a_person_who_saves_by_hand_decides_when_the_file_is_written(
+    server: Server, notebook: str, trace: Trace
+) -> None:
+    """Autosave is off in every connected page: the file waits until they are gone."""
+    path = write(server.path(notebook), trace.printing_until("finish"))
+    before = path.read_bytes()
+    kernel_id = server.start_session(notebook)["kernel"]["id"]
+    page = PageLikeClient(server, notebook, kernel_id)
+    page.room.say(autosave=False)
+    msg_id = page.execute()
+    page.wait(lambda cell: cell["outputs"], what="the cell prints")
+    assert Kept(server, kernel_id).owner(msg_id) == "granted"
+    page.wait(lambda _: len(trace.steps()) > 120, what="three times the save interval of steady output")
+    assert path.read_bytes() == before
+    page.leave()
+    wait_until(lambda: lines_on_disk(path), what="the file is saved when the page is gone")
+    assert "end" not in trace.steps()
+    trace.open_gate("finish")
+    wait_until(lambda: lines_on_disk(path) == trace.printed() and "end" in trace.steps(), what="each line once")
 
 
 def trusted(server: Server, notebook: str) -> list[Any]:

@@ -1,7 +1,8 @@
 """A server extension of the tests: looks into the server, and makes its event loop stall.
 
-``GET /api/probe/rooms`` lists the ids of the collaboration rooms that exist. ``POST /api/probe/stall/5`` blocks the
-event loop for 5 s. ``POST /api/probe/stall-before-grant/5`` does so once, when the next grant is about to be asked.
+``GET /api/probe/rooms`` gives the collaboration rooms that exist: id → bytes of its document's whole state.
+``POST /api/probe/stall/5`` blocks the event loop for 5 s. ``POST /api/probe/stall-before-grant/5`` does so once, when
+the next grant is about to be asked.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ class Rooms(APIHandler):
     @authenticated
     def get(self) -> None:
         (app,) = self.settings["probed_server"].extension_manager.extension_apps["jupyter_server_ydoc"]
-        self.finish({"rooms": list(app.ywebsocket_server.rooms)})
+        rooms = app.ywebsocket_server.rooms
+        self.finish({room_id: len(room.ydoc.get_update()) for room_id, room in rooms.items()})
 
 
 class Stall(APIHandler):
