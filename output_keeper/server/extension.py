@@ -90,6 +90,7 @@ class OutputKeeper(ExtensionApp):
             )
         self.settings["output_keeper"] = self
         self._root = str(self.serverapp.root_dir)
+        self._restored = False
         self._restorer = Restorer(self.serverapp, self._root, self._follower)
         KeeperProvisioner.listeners.append(self._launched)
         loop = self.serverapp.io_loop
@@ -97,6 +98,7 @@ class OutputKeeper(ExtensionApp):
             loop.run_sync(self._restorer.restore)
         else:  # embedded in a running loop: pages may ask before we are done
             self._spawn(self._restorer.restore())
+        self._restored = True
         self._restorer.watch_sessions()
 
     async def _start_jupyter_server_extension(self, serverapp: Any) -> None:
@@ -126,7 +128,9 @@ class OutputKeeper(ExtensionApp):
         self._context.destroy(linger=0)
 
     def _launched(self, kernel_id: str) -> None:
-        """A kernel was started, or started again, under a keeper."""
+        """A kernel was started, or started again, or taken back, under a keeper."""
+        if self._restored:
+            self._spawn(self._restorer.launched(kernel_id))
         kept = self._kernels.get(kernel_id)
         if kept is not None:
             kept.follower.poke()

@@ -397,6 +397,17 @@ class Projector:
         if room.autosave:
             task = room.save()
             if task is not None:
-                await asyncio.wait({task}, timeout=LOOK_LIMIT)
+                await _finished(task)
         self._unsaved[path] = time.monotonic()
         return self._save_interval
+
+
+async def _finished(save: asyncio.Task[None]) -> None:
+    """Wait for a save, also when we are cancelled: one that a stopping server leaves behind in its thread keeps the
+    process from ending.
+    """
+    try:
+        await asyncio.wait({save}, timeout=LOOK_LIMIT)
+    except asyncio.CancelledError:
+        await asyncio.wait({save}, timeout=LOOK_LIMIT)
+        raise

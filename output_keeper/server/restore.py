@@ -51,6 +51,11 @@ class Restorer:
         for name in ("save_session", "update_session", "delete_session"):
             setattr(manager, name, self._then_write(getattr(manager, name)))
 
+    async def launched(self, kernel_id: str) -> None:
+        """Write the session rows into the run file of a keeper that has just started: after a restart it has none."""
+        self._written.pop(kernel_id, None)
+        await self._write_sessions()
+
     async def _restore(self, kernel_id: str) -> None:
         log = self._serverapp.log
         try:

@@ -17,6 +17,7 @@ def test_a_killed_servers_busy_kernel_is_there_in_the_next_ones_first_answer(tra
         write(server.path("nb.ipynb"), trace.printing_until("finish"), "print('next')")
         session = server.start_session("nb.ipynb")
         kernel_id = session["kernel"]["id"]
+        server.api("POST", f"kernels/{kernel_id}/restart")  # its new keeper must know the session too
         client = KernelClient(server, kernel_id)
         client.execute(trace.printing_until("finish"), cell_id=cell_id(0))
         trace.wait(20)
