@@ -41,6 +41,8 @@ def run_kernel(arguments: Sequence[str]) -> int:
             runs_per_cell=options.runs_per_cell,
             ready_fd=options.ready_fd,
             root=options.root,
+            independent=options.independent,
+            orphan_timeout=options.orphan_timeout,
         )
     )
 
@@ -68,6 +70,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sync", choices=["normal", "full"], default="normal", help="what a power loss may take")
     parser.add_argument("--runs-per-cell", type=int, default=10, help="how many runs of a cell are kept (default 10)")
     parser.add_argument("--root", default="", help="the folder whose server the kernel belongs to")
+    parser.add_argument("--independent", action="store_true", help="the kernel outlives the process that launched it")
+    parser.add_argument(
+        "--orphan-timeout",
+        type=float,
+        default=24 * 3600.0,
+        metavar="SECONDS",
+        help="end a kernel whose server is gone after so long without activity (default a day)",
+    )
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--env-from-stdin", action="store_true", help=argparse.SUPPRESS)
     return parser

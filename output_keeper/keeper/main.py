@@ -38,9 +38,11 @@ from output_keeper.record.runs import Process, Run, RunLock, identity, remove
 CANNOT_START = 70  # EX_SOFTWARE: exit code when no kernel was started; the launcher may start it without a keeper
 LOG_BYTES = 5 * 1024 * 1024
 TERMINATE_GRACE = 5.0  # s a kernel gets after SIGTERM before it is killed
+LAUNCHER_LOOK = 2.0  # s between looks whether the launcher lives
 DRAIN_LIMIT = 10.0  # s for what the ended kernel left on the way
 
-TERMINATED, KILLED = "terminated", "killed on request"  # how a kernel ended that was asked to by a signal
+# How a kernel ended that was made to by a signal to its keeper, or by the end of who launched it.
+TERMINATED, KILLED, ORPHANED = "terminated", "killed on request", "ended after its server"
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class KeeperSettings:
     ready_fd: int | None = None
     extra_arguments: list[str] = field(default_factory=list)
     root: str = ""
+    independent: bool = False
+    orphan_timeout: float = 24 * 3600.0
 
 
 class Keeper:
@@ -75,6 +79,7 @@ class Keeper:
         self._child: Child | None = None
         self._ended = threading.Event()
         self._returncode = 0
+        self._launcher = Process.of(os.getppid())
         self._asked = ""  # who asked the kernel to end, in words
 
     def run(self) -> int:
@@ -152,8 +157,28 @@ class Keeper:
         self._announce(front, recorder, self._child.pid)
         if self._asked:  # a signal that came before there was a kernel to pass it to
             self._end()
-        self._ended.wait()
+        while not self._ended.wait(LAUNCHER_LOOK):
+            if not self._asked and self._orphaned(recorder):
+                self._asked = ORPHANED
+                self._log.info("= nobody wants this kernel any more")
+                self._end()
         return self._finish(proxy, recorder)
+
+    def _orphaned(self, recorder: Recorder) -> bool:
+        """Tell whether the kernel is to end because its launcher has.
+
+        As jupyter_client has it, a kernel goes with the process that launched it, unless that made it independent. That
+        of a Jupyter server waits for the next server of the same folder, but not for ever while nothing happens.
+        """
+        if self._launcher is None or self._launcher.alive():
+            return False
+        if not self._settings.root:
+            return not self._settings.independent
+        try:
+            self._launcher = Run.read(self._run_dir).server or self._launcher
+        except StoreError as error:
+            self._log.warning("! %s", error)
+        return not self._launcher.alive() and recorder.quiet_for() > self._settings.orphan_timeout
 
     def _finish(self, proxy: Proxy, recorder: Recorder) -> int:
         """The kernel is gone: let everything it said through, record how it ended, and give the exit code."""
@@ -239,7 +264,7 @@ class Keeper:
             keeper=identity(),
             kernel=Process.of(kernel_pid),
             grants=settings.expect_grants,
-            server=Process.of(os.getppid()),
+            server=self._launcher,
             sessions=[],
             root=settings.root,
             started=datetime.now(timezone.utc).isoformat(),

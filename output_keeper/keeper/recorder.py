@@ -88,6 +88,7 @@ class Recorder(threading.Thread):
         self._error = ""
         self._file: tuple[int, int] | None = None  # device and inode of the store that is open
         self._begun = False
+        self._heard = time.monotonic()
         self._retry_at = 0.0  # monotonic
         self._retry_in = RETRY
         self._errors = 0
@@ -122,8 +123,13 @@ class Recorder(threading.Thread):
 
     def tap(self, channel: str, direction: str, frames: list[bytes]) -> None:
         """Take a copy of what the proxy forwarded (see `Proxy`). Never waits for the recorder."""
+        self._heard = time.monotonic()
         self._spool.put(("message", channel, direction, frames), sum(map(len, frames)))
         self._wake()
+
+    def quiet_for(self) -> float:
+        """Seconds since the last message; 0 while the kernel works, although it may say nothing."""
+        return 0.0 if self._transcript.busy else time.monotonic() - self._heard
 
     def decided(self, msg_id: str, owner: str) -> None:
         """Note, in order with the messages, who owns an execution."""

@@ -46,6 +46,11 @@ class Transcript:
         self.counts = {"messages": 0, "malformed": 0, "bad_signature": 0, "unexpected": 0, "executions": 0}
 
     @property
+    def busy(self) -> bool:
+        """Whether the kernel said that it works."""
+        return self._state == "busy"
+
+    @property
     def dirty(self) -> bool:
         """Whether `flush` would write anything."""
         return bool(

@@ -59,6 +59,11 @@ class OutputKeeper(ExtensionApp):
         help="Seconds after which a notebook that changes without pause is saved all the same.",
     )
     runs_per_cell = Int(10, config=True, help="How many runs of a cell a record keeps.")
+    orphan_timeout = Float(
+        24 * 3600.0,
+        config=True,
+        help="Seconds without activity after which a kernel whose server is gone, and that no server took back, ends.",
+    )
     project = Bool(
         True,
         config=True,
@@ -111,6 +116,7 @@ class OutputKeeper(ExtensionApp):
             flush_interval=self.flush_interval,
             sync=self.sync,
             runs_per_cell=self.runs_per_cell,
+            orphan_timeout=self.orphan_timeout,
         )
         if self._rooms.available:
             serverapp.event_logger.add_listener(schema_id=COLLABORATION_EVENTS, listener=self._collaboration_event)

@@ -21,6 +21,7 @@ from output_keeper.server.files import Files, Target
 from output_keeper.server.pages import Pages
 from output_keeper.server.places import LOOK, Pending, Places
 from output_keeper.server.rooms import Cursor, Room, Rooms
+from output_keeper.server.saver import Saver
 
 TICK = 0.05  # s between projections of one kernel: 20 transactions a second, a fifth of what a room's store manages
 BUSY_RETRY = 0.1  # s until a room that is loading is tried again
@@ -73,8 +74,7 @@ class Projector:
         self._latest: dict[tuple[str, str], int] = {}  # (place, cell id) → seq of the last run there
         self._touched: set[str] = set()
         self._wake = asyncio.Event()
-        # path → monotonic time of the oldest projection that is not saved
-        self._unsaved: dict[str, float] = {}
+        self._saver = Saver(rooms, save_interval)
         # path → monotonic times before which its file is not written: for what runs, for what ended
         self._write_at: dict[str, tuple[float, float]] = {}
 
@@ -95,7 +95,7 @@ class Projector:
 
     def saved(self, path: str) -> None:
         """Note that the room of this notebook was saved."""
-        self._unsaved.pop(path, None)
+        self._saver.saved(path)
         for pending in self._pending.values():
             if pending.path == path and pending.complete_since is not None:
                 pending.look_at, pending.look_after = 0.0, LOOK
@@ -142,10 +142,13 @@ class Projector:
                 again.append(wait)
         for path, group in to_file.items():
             again.append(await self._bring_to_file(path, group))
-        for path in list(self._unsaved):
-            wait = await self._save(path)
-            if wait is not None:
-                again.append(wait)
+        wait, gone = await self._saver.save_due()
+        for pending in self._pending.values():
+            if pending.path in gone:  # it goes into the file
+                pending.dirty = True
+                wait = TICK
+        if wait is not None:
+            again.append(wait)
         return min(again, default=None)
 
     async def _step(self, pending: Pending, view: ExecutionView, to_file: dict[str, list[Pending]]) -> float | None:
@@ -290,7 +293,7 @@ class Projector:
             return self._missing(pending, view)
         if view.owner == "released":
             self._pages.drop_buffered(self.kernel_id, view.msg_id)
-        self._unsaved.setdefault(path, now)
+        self._saver.changed(path, now)
         self._brought(pending, view)
         return LOOK if pending.overwritten_until else None
 
@@ -371,43 +374,9 @@ class Projector:
         elif room is None:
             pending.dirty, pending.complete_since = True, None
         else:
-            self._unsaved.setdefault(path, pending.complete_since or now)
+            self._saver.changed(path, pending.complete_since or now)
         return LOOK
 
     def _look_later(self, pending: Pending, now: float) -> None:
         pending.look_at = now + pending.look_after
         pending.look_after = min(LOOK_LIMIT, pending.look_after * 2)
-
-    async def _save(self, path: str) -> float | None:
-        """Save a room whose projections are older than the save interval, if it may be saved unasked.
-
-        Nothing is projected meanwhile: the next change of the document would cancel the save.
-        """
-        room = self._rooms.find(path)
-        if room is None:
-            # Freed, perhaps without a save: what is not in the file goes there.
-            del self._unsaved[path]
-            for pending in self._pending.values():
-                if pending.path == path:
-                    pending.dirty = True
-            return TICK
-        wait = self._unsaved[path] + self._save_interval - time.monotonic()
-        if wait > 0:
-            return wait
-        if room.autosave:
-            task = room.save()
-            if task is not None:
-                await _finished(task)
-        self._unsaved[path] = time.monotonic()
-        return self._save_interval
-
-
-async def _finished(save: asyncio.Task[None]) -> None:
-    """Wait for a save, also when we are cancelled: one that a stopping server leaves behind in its thread keeps the
-    process from ending.
-    """
-    try:
-        await asyncio.wait({save}, timeout=LOOK_LIMIT)
-    except asyncio.CancelledError:
-        await asyncio.wait({save}, timeout=LOOK_LIMIT)
-        raise

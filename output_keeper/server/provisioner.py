@@ -39,6 +39,7 @@ class LaunchSettings:
     flush_interval: float = 0.03
     sync: str = "normal"
     runs_per_cell: int = 10
+    orphan_timeout: float = 24 * 3600.0
     root: str = ""
 
 
@@ -170,6 +171,9 @@ class KeeperProvisioner(LocalProvisioner):
         argv += ["--hold", str(settings.hold), "--flush-interval", str(settings.flush_interval)]
         argv += ["--sync", settings.sync, "--runs-per-cell", str(settings.runs_per_cell)]
         argv += ["--ready-fd", str(ready_fd), "--env-from-stdin"]
+        argv += ["--orphan-timeout", str(settings.orphan_timeout)]
+        if kwargs.get("independent"):
+            argv += ["--independent"]
         if settings.root:
             argv += ["--root", settings.root]
         if settings.record_dir:

@@ -226,6 +226,24 @@ def test_a_person_who_saves_by_hand_decides_when_the_file_is_written(
     wait_until(lambda: lines_on_disk(path) == trace.printed() and "end" in trace.steps(), what="each line once")
 
 
+def test_a_room_is_not_saved_again_when_nothing_changes(server: Server, notebook: str, trace: Trace) -> None:
+    """Although it was saved, for printing without pause, while its cell ran."""
+    path = write(server.path(notebook), trace.printing_until("finish"))
+    kernel_id = server.start_session(notebook)["kernel"]["id"]
+    with PageLikeClient(server, notebook, kernel_id) as page:
+        msg_id = page.execute()
+        page.wait(lambda _: lines_on_disk(path), what="the file is saved during the run")
+        trace.open_gate("finish")
+        page.wait_for_lines(trace.printed)
+        Kept(server, kernel_id).wait_until_settled(msg_id)
+        wait_until(lambda: lines_on_disk(path) == trace.printed(), what="each line is on disk")
+        before, ended = path.stat().st_mtime_ns, len(trace.steps())
+        with KernelClient(server, kernel_id) as client:
+            client.execute(trace.printing(100, 5))  # no cell: only the time of two save intervals
+            trace.wait(ended + 100)
+        assert path.stat().st_mtime_ns == before
+
+
 def trusted(server: Server, notebook: str) -> list[Any]:
     """Which cells the server gives to a page as trusted."""
     model = server.api("GET", f"contents/{notebook}?content=1&type=notebook")
