@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
 from typing import Any
 
 import zmq.asyncio
@@ -16,11 +15,10 @@ from traitlets import Bool, Enum, Float, Int, Unicode
 from output_keeper._version import __version__
 from output_keeper.errors import OutputKeeperError
 from output_keeper.record import paths
-from output_keeper.record.ledger import Ledger
 from output_keeper.server.files import Files
 from output_keeper.server.follower import Follower
+from output_keeper.server.kept import Kept, Surroundings, cancelled
 from output_keeper.server.pages import Pages
-from output_keeper.server.projector import Projector
 from output_keeper.server.provisioner import KeeperProvisioner, LaunchSettings
 from output_keeper.server.restore import Restorer, unsettled_records
 from output_keeper.server.rooms import Rooms
@@ -77,10 +75,20 @@ class OutputKeeper(ExtensionApp):
         self._kernels: dict[str, Kept] = {}
         self._unkept: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._rooms = Rooms(self.serverapp)
-        self._pages = Pages(self.serverapp)
-        self._files = Files(self.serverapp.contents_manager)
         self._record_dir = paths.record_dir(self.record_dir or None)
+        self._root = str(self.serverapp.root_dir)
+        self._rooms = Rooms(self.serverapp)
+        self._server = Surroundings(
+            context=self._context,
+            kernels=self.serverapp.kernel_manager,
+            rooms=self._rooms,
+            pages=Pages(self.serverapp),
+            files=Files(self.serverapp.contents_manager),
+            record_dir=self._record_dir,
+            root=self._root,
+            save_interval=self.save_interval,
+            log=self.log,
+        )
         factory = KernelProvisionerFactory.instance(parent=self.serverapp)
         configured = "default_provisioner_name" in self.serverapp.config.get("KernelProvisionerFactory", {})
         if configured or os.environ.get(KernelProvisionerFactory.default_provisioner_name_env):
@@ -94,13 +102,15 @@ class OutputKeeper(ExtensionApp):
                 factory.default_provisioner_name,
             )
         self.settings["output_keeper"] = self
-        self._root = str(self.serverapp.root_dir)
         self._restored = False
         self._restorer = Restorer(self.serverapp, self._root, self._follower)
         KeeperProvisioner.listeners.append(self._launched)
         loop = self.serverapp.io_loop
         if not loop.asyncio_loop.is_running():  # type: ignore[attr-defined]
-            loop.run_sync(self._restorer.restore)
+            try:
+                loop.run_sync(self._restorer.restore)
+            except Exception:  # border: a server that cannot take kernels back must start all the same
+                self.log.exception("output-keeper: kernels could not be restored")
         else:  # embedded in a running loop: pages may ask before we are done
             self._spawn(self._restorer.restore())
         self._restored = True
@@ -148,7 +158,7 @@ class OutputKeeper(ExtensionApp):
         if not self.project:
             return
         try:
-            kept = Kept(self, kernel_id)
+            kept = Kept(self._server, kernel_id)
         except OutputKeeperError as error:
             self.log.error("output-keeper: kernel %s is recorded but not projected: %s", kernel_id, error)
             return
@@ -222,55 +232,3 @@ class OutputKeeper(ExtensionApp):
                     kernel_id,
                     kernel.kernel_name,
                 )
-
-
-async def cancelled(tasks: list[asyncio.Task[None]]) -> None:
-    """Cancel tasks until they have ended: before Python 3.12 ``asyncio.wait_for`` may swallow a cancellation that
-    comes together with what it waits for.
-    """
-    pending = set(tasks)
-    while pending:
-        for task in pending:
-            task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=1.0)
-
-
-class Kept:
-    """One kept kernel: its follower, its projector, its ledger."""
-
-    def __init__(self, app: OutputKeeper, kernel_id: str) -> None:
-        assert app.serverapp is not None
-        self._kernel_id = kernel_id
-        self._manager = app.serverapp.kernel_manager
-        folder = paths.private_folder(app._record_dir)  # noqa: SLF001  one module
-        self.ledger = Ledger.open(paths.ledger_path(kernel_id, folder))
-        self.ledger.serve(app._root)  # noqa: SLF001
-        self.follower = Follower(app._context, kernel_id, folder, self._touched, app.log)  # noqa: SLF001
-        self.projector = Projector(
-            kernel_id,
-            self.follower,
-            rooms=app._rooms,  # noqa: SLF001
-            files=app._files,  # noqa: SLF001
-            pages=app._pages,  # noqa: SLF001
-            ledger=self.ledger,
-            save_interval=app.save_interval,
-            log=app.log,
-        )
-
-    @property
-    def over(self) -> bool:
-        """Whether the kernel has left the server, its keeper has ended, and nothing is left to project."""
-        gone = self._kernel_id not in self._manager
-        return gone and not self.follower.alive and not self.projector.unsettled
-
-    def start(self, spawn: Callable[[Any], asyncio.Task[None]]) -> None:
-        """Follow and project until `stop`."""
-        self._tasks = [spawn(self.follower.run()), spawn(self.projector.run())]
-
-    async def stop(self) -> None:
-        """Stop both, and let go of the ledger."""
-        await cancelled(self._tasks)
-        self.ledger.close()
-
-    def _touched(self, msg_ids: set[str]) -> None:
-        self.projector.touch(msg_ids)
