@@ -149,9 +149,7 @@ class Endpoint:
         follower.unacked.append(len(message))
         self._send(identity, follower, "update", message)
 
-    def _send(
-        self, identity: bytes, follower: _Follower, kind: str, payload: bytes = b"", **fields: Any
-    ) -> None:
+    def _send(self, identity: bytes, follower: _Follower, kind: str, payload: bytes = b"", **fields: Any) -> None:
         self._route(identity, follower.conversation.seal(kind, payload, **fields))
 
     def _route(self, identity: bytes, frames: list[bytes]) -> None:

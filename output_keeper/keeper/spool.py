@@ -23,9 +23,7 @@ class Spool:
     go on must not get lost, and then comes after everything that was put before it, if not before what is put later.
     """
 
-    def __init__(
-        self, folder: str | None = None, limit: int = MEMORY_LIMIT, segment: int = SEGMENT
-    ) -> None:
+    def __init__(self, folder: str | None = None, limit: int = MEMORY_LIMIT, segment: int = SEGMENT) -> None:
         self._folder = folder
         self._limit = limit
         self._segment = segment

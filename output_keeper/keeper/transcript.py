@@ -23,9 +23,7 @@ RUNS_WITHOUT_CELL = 200  # executions of consoles and scripts that are kept
 class Transcript:
     """Fold one kernel start's messages into a record."""
 
-    def __init__(
-        self, record: RecordDocument, signer: Signer, *, runs_per_cell: int, expect_grants: bool
-    ) -> None:
+    def __init__(self, record: RecordDocument, signer: Signer, *, runs_per_cell: int, expect_grants: bool) -> None:
         self._record = record
         self._signer = signer
         self._runs_per_cell = runs_per_cell
@@ -53,9 +51,7 @@ class Transcript:
     @property
     def dirty(self) -> bool:
         """Whether `flush` would write anything."""
-        return bool(
-            self._new or self._fields or self._kernel or self._input_changed or self._rules.has_changes
-        )
+        return bool(self._new or self._fields or self._kernel or self._input_changed or self._rules.has_changes)
 
     def begin(self, now: str) -> None:
         """Start: what an earlier start of this kernel left unfinished has ended. Inside a transaction."""
@@ -147,6 +143,10 @@ class Transcript:
 
         Inside a transaction, after `flush`.
         """
+        states = [self._executions[msg_id].state for msg_id in self._unended]
+        if states and ExecutionState.RUNNING not in states and self._state != "starting":
+            # A kernel that ran takes a request at once; it died of this one before its first word came through.
+            self._executions[next(iter(self._unended))].on(Event.BUSY)
         for msg_id in self._unended:
             execution = self._executions[msg_id]
             running = execution.state is ExecutionState.RUNNING

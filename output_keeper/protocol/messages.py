@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 
 DELIMITER = b"<IDS|MSG>"
 
-OUTPUT_TYPES = frozenset(
-    {"stream", "display_data", "execute_result", "error", "clear_output", "update_display_data"}
-)
+OUTPUT_TYPES = frozenset({"stream", "display_data", "execute_result", "error", "clear_output", "update_display_data"})
 """The iopub messages that a client turns into outputs of a cell."""
 
 PROTOCOL_VERSION = "5.4"
@@ -226,8 +224,7 @@ def well_formed(value: Any) -> Any:
     if kind is dict:
         pairs = [(well_formed(key), well_formed(item)) for key, item in value.items()]
         same = all(
-            new_key is key and new is item
-            for (new_key, new), (key, item) in zip(pairs, value.items(), strict=True)
+            new_key is key and new is item for (new_key, new), (key, item) in zip(pairs, value.items(), strict=True)
         )
         return value if same else dict(pairs)
     return value

@@ -55,8 +55,7 @@ def normal(output: Mapping[str, Any]) -> Output:
         result["text"] = "".join(map(str, text)) if isinstance(text, list) else str(text)
     elif isinstance(result.get("data"), Mapping):
         result["data"] = {
-            mime: "".join(value) if _is_lines(mime, value) else value
-            for mime, value in result["data"].items()
+            mime: "".join(value) if _is_lines(mime, value) else value for mime, value in result["data"].items()
         }
     return result
 
@@ -77,9 +76,7 @@ def common_prefix(old: str, new: str) -> int:
 
 def _is_lines(mime: str, value: object) -> bool:
     """Tell whether this is a text that nbformat splits into lines; JSON may be a list of strings in its own right."""
-    return (
-        not is_json_mime(mime) and isinstance(value, list) and all(isinstance(line, str) for line in value)
-    )
+    return not is_json_mime(mime) and isinstance(value, list) and all(isinstance(line, str) for line in value)
 
 
 def _is_same_stream(one: Output, other: Output) -> bool:

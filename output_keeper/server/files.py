@@ -81,9 +81,7 @@ class Files:
 
     async def _read(self, path: str) -> dict[str, Any]:
         try:
-            model: dict[str, Any] = await ensure_async(
-                self._contents.get(path, content=True, type="notebook")
-            )
+            model: dict[str, Any] = await ensure_async(self._contents.get(path, content=True, type="notebook"))
         except (HTTPError, OSError) as error:
             raise NotebookError(f"{path} cannot be read: {error}") from error
         return model
@@ -99,7 +97,7 @@ def find_cell(notebook: Any, view: ExecutionView) -> Any | None:
         if cell.get("id") == view.cell_id:
             return cell
     if (notebook["nbformat"], notebook["nbformat_minor"]) < (4, 5):
-        same = [cell for cell in code_cells if "".join(cell["source"]) == view.code]
+        same = [cell for cell in code_cells if "".join(cell.get("source", "")) == view.code]
         if len(same) == 1:
             return same[0]
     return None
@@ -108,7 +106,7 @@ def find_cell(notebook: Any, view: ExecutionView) -> Any | None:
 def _shows(cell: Any, target: Target) -> bool:
     count = target.view.execution_count if target.view.state.ended else None
     outputs = target.record.outputs(target.view.msg_id)
-    return cell.get("execution_count") == count and plan(cell["outputs"], outputs) is None
+    return cell.get("execution_count") == count and plan(cell.get("outputs", []), outputs) is None
 
 
 def _complete(cell: Any, target: Target) -> bool:
@@ -117,5 +115,6 @@ def _complete(cell: Any, target: Target) -> bool:
         return False
     cell["outputs"] = target.record.outputs(target.view.msg_id)
     cell["execution_count"] = target.view.execution_count if target.view.state.ended else None
-    cell["metadata"]["trusted"] = True  # as the page that ran it would have; signed and taken off in saving
+    # As the page that ran it would have; the contents manager signs it and takes it off.
+    cell.setdefault("metadata", {})["trusted"] = True
     return True

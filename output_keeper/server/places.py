@@ -40,6 +40,7 @@ class Pending:
     look_at: float = 0.0
     look_after: float = LOOK
     looked: bool = False
+    not_before: float = 0.0  # after something went wrong with it
     missing_since: float | None = None
 
     @property
@@ -109,9 +110,7 @@ class Places:
             self._ledger.place(pending.msg_id, path, pending.file_id)
         return path
 
-    def _running(
-        self, paths: list[str], pending: Pending, view: ExecutionView, others: Iterable[Pending]
-    ) -> list[str]:
+    def _running(self, paths: list[str], pending: Pending, view: ExecutionView, others: Iterable[Pending]) -> list[str]:
         """Of notebooks that have this cell, the one where a page made it run."""
         taken = {other.path for other in others if other is not pending and other.cell_id == pending.cell_id}
         rooms = {path: self._rooms.find(path) for path in paths if path not in taken}

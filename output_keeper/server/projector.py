@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Awaitable
 from datetime import datetime, timezone
 from typing import Protocol
 
@@ -126,30 +127,35 @@ class Projector:
         """Do what there is to do now; give the time in s after which there is more to do, if that is known."""
         self._admit()
         self._pages.watch(self.kernel_id)
-        again: list[float] = []
+        again: list[float | None] = []
         to_file: dict[str, list[Pending]] = {}
         for pending in sorted(self._pending.values(), key=lambda each: each.seq):
             if pending.msg_id not in self._pending or pending.msg_id not in self._record:
                 continue  # settled or let go while we waited for another
-            try:
-                wait = await self._step(pending, self._record.view(pending.msg_id), to_file)
-            except StoreError:
-                raise
-            except Exception:  # noqa: BLE001  border: what goes wrong with one cell must not take the others along
-                self._log.exception("output-keeper: execution %s cannot be projected", pending.msg_id)
-                wait = LOOK_LIMIT
-            if wait is not None:
-                again.append(wait)
+            if time.monotonic() >= pending.not_before:
+                view = self._record.view(pending.msg_id)
+                again.append(await self._guarded([pending], self._step(pending, view, to_file)))
         for path, group in to_file.items():
-            again.append(await self._bring_to_file(path, group))
+            again.append(await self._guarded(group, self._bring_to_file(path, group)))
         wait, gone = await self._saver.save_due()
         for pending in self._pending.values():
             if pending.path in gone:  # it goes into the file
                 pending.dirty = True
                 wait = TICK
-        if wait is not None:
-            again.append(wait)
-        return min(again, default=None)
+        return min((each for each in (*again, wait) if each is not None), default=None)
+
+    async def _guarded(self, group: list[Pending], work: Awaitable[float | None]) -> float | None:
+        """Do some work for these executions; what goes wrong with them must not take the others along."""
+        try:
+            return await work
+        except StoreError:
+            raise
+        except Exception:  # noqa: BLE001  border: notebooks hold what any program or person put there
+            msg_ids = ", ".join(pending.msg_id for pending in group)
+            self._log.exception("output-keeper: cannot project %s", msg_ids)
+            for pending in group:
+                pending.not_before = time.monotonic() + LOOK_LIMIT
+            return LOOK_LIMIT
 
     async def _step(self, pending: Pending, view: ExecutionView, to_file: dict[str, list[Pending]]) -> float | None:
         """Do what one execution needs now; give the time in s after which it needs more, if that is known."""

@@ -136,15 +136,9 @@ class Room:
         if cursor.outputs == 0 or not record.is_stream(view.msg_id, cursor.outputs - 1):
             return True
         last = outputs[cursor.outputs - 1]
-        return (
-            isinstance(last, Map)
-            and isinstance(last.get("text"), Text)
-            and len(last["text"]) == cursor.text_bytes
-        )
+        return isinstance(last, Map) and isinstance(last.get("text"), Text) and len(last["text"]) == cursor.text_bytes
 
-    def _continues(
-        self, record: RecordDocument, view: ExecutionView, cursor: Cursor, outputs: Array[Any]
-    ) -> bool:
+    def _continues(self, record: RecordDocument, view: ExecutionView, cursor: Cursor, outputs: Array[Any]) -> bool:
         """Append what is new since the cursor, if the cursor still fits."""
         if not self._fits(record, view, cursor, outputs):
             return False
@@ -187,9 +181,7 @@ class Room:
         if isinstance(metadata, Map) and metadata.get("trusted") is not True:
             metadata["trusted"] = True  # as the page that ran it would have
 
-    def _remember(
-        self, record: RecordDocument, view: ExecutionView, cursor: Cursor, outputs: Array[Any]
-    ) -> None:
+    def _remember(self, record: RecordDocument, view: ExecutionView, cursor: Cursor, outputs: Array[Any]) -> None:
         cursor.document, cursor.edits, cursor.outputs = self.doc, view.edits, len(outputs)
         cursor.chunk, cursor.chunk_text, cursor.text_bytes = 0, "", 0
         last = cursor.outputs - 1

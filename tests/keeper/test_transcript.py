@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from output_keeper.keeper.transcript import RUNS_WITHOUT_CELL, Transcript
-from output_keeper.protocol.execution import ExecutionState
 from output_keeper.protocol.messages import OUTPUT_TYPES, Message, Signer, build, serialize
 from output_keeper.record.document import CHUNK, ExecutionView, RecordDocument
 
@@ -56,7 +56,12 @@ class Kernel:
         return self.send(channel, "to_kernel", message)
 
     def say(
-        self, parent: str | None, msg_type: str, channel: str = "iopub", date: str = "2024-05-01T10:00:02Z", **content: Any
+        self,
+        parent: str | None,
+        msg_type: str,
+        channel: str = "iopub",
+        date: str = "2024-05-01T10:00:02Z",
+        **content: Any,
     ) -> bool:
         message = build(
             msg_type,
@@ -141,7 +146,13 @@ def test_an_execution_from_request_to_idle() -> None:
     kernel = Kernel()
     assert kernel.request("a", "6 * 7")
     view = kernel.view("a")
-    assert (view.state.value, view.code, view.cell_id, view.session, view.start) == ("queued", "6 * 7", "cell", "client", 0)
+    assert (view.state.value, view.code, view.cell_id, view.session, view.start) == (
+        "queued",
+        "6 * 7",
+        "cell",
+        "client",
+        0,
+    )
     assert (view.requested, view.started, view.execution_count) == ("2024-05-01T10:00:01Z", None, None)
     assert kernel.say("a", "status", execution_state="busy", date="2024-05-01T10:00:03Z")
     assert (kernel.state("a"), kernel.view("a").started) == ("running", "2024-05-01T10:00:03Z")
@@ -362,7 +373,9 @@ def test_an_error_is_shown_at_once() -> None:
 # -- who shows it
 
 
-@pytest.mark.parametrize(("expects", "cell", "owner"), [(True, "c", "open"), (True, None, "released"), (False, "c", "released")])
+@pytest.mark.parametrize(
+    ("expects", "cell", "owner"), [(True, "c", "open"), (True, None, "released"), (False, "c", "released")]
+)
 def test_an_execution_of_a_cell_is_open_where_somebody_may_ask_for_it(
     expects: bool, cell: str | None, owner: str
 ) -> None:
@@ -449,7 +462,14 @@ def test_what_cannot_be_read_is_counted_and_changes_nothing() -> None:
     kernel = Kernel()
     kernel.starts("a")
     kernel.flush()
-    message = build("stream", {"name": "stdout", "text": "forged"}, msg_id="f", session="x", date=START, parent_header={"msg_id": "a"})
+    message = build(
+        "stream",
+        {"name": "stdout", "text": "forged"},
+        msg_id="f",
+        session="x",
+        date=START,
+        parent_header={"msg_id": "a"},
+    )
     forged = serialize(message, Signer(b"another key"))
     assert not kernel.transcript.message("iopub", "to_client", forged)
     for broken in ([], [b"x"], serialize(message, SIGNER)[:-2], [*serialize(message, SIGNER)[:-1], b"\xff{"]):
@@ -510,6 +530,23 @@ def test_a_cell_whose_kernel_was_asked_to_end_is_interrupted_without_an_error() 
     assert (kernel.state("running"), kernel.state("queued")) == ("interrupted", "aborted")
     assert kernel.outputs("running") == [stream("x")]
     assert kernel.view("running").reason == "the kernel was restarted"
+
+
+def test_a_cell_that_kills_its_kernel_before_it_can_say_anything_has_died() -> None:
+    kernel = Kernel()
+    kernel.status(None, "idle")
+    kernel.request("killer", cell="one")
+    kernel.request("queued", cell="two")
+    kernel.end("the kernel was killed by signal 9 (SIGKILL)")
+    assert (kernel.state("killer"), kernel.state("queued")) == ("died", "aborted")
+    assert "SIGKILL" in the_death(kernel, "killer")
+
+
+def test_a_kernel_that_dies_before_it_ran_took_no_cell_with_it() -> None:
+    kernel = Kernel()
+    kernel.request("waiting")
+    kernel.end()
+    assert (kernel.state("waiting"), kernel.outputs("waiting")) == ("aborted", [])
 
 
 def test_an_execution_that_was_over_but_for_a_lost_message_ends_as_it_would_have() -> None:
@@ -647,26 +684,26 @@ json_values = st.recursive(
     | st.floats()
     | st.text(st.characters(), max_size=5)
     | st.sampled_from(["a", "b", "busy", "idle", "ok", "error", "aborted", "stdout", "bar", "\r", "\b\b"]),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(["data", "text", "name", "source", "state", "method", "msg_id", "display_id", "text/plain"]) | st.text(max_size=3),
-        inner,
-        max_size=4,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["data", "text", "name", "source", "state", "method", "msg_id", "display_id", "text/plain"])
+            | st.text(max_size=3),
+            inner,
+            max_size=4,
+        )
     ),
     max_leaves=8,
 )
-contents = st.dictionaries(
-    st.sampled_from(
-        ["execution_state", "status", "text", "name", "data", "metadata", "transient", "wait", "payload", "ename"]
-        + ["execution_count", "code", "silent", "store_history", "prompt", "password", "comm_id", "traceback", "target_name"]
-    ),
-    json_values,
-    max_size=6,
-)
+CONTENT = """execution_state status text name data metadata transient wait payload ename traceback execution_count
+code silent store_history prompt password comm_id target_name"""
+contents = st.dictionaries(st.sampled_from(CONTENT.split()), json_values, max_size=6)
 messages = st.tuples(
     st.sampled_from(["shell", "iopub", "stdin", "control"]),
     st.sampled_from(["to_kernel", "to_client"]),
-    st.sampled_from([*sorted(OUTPUT_TYPES), "status", "execute_input", "execute_request", "execute_reply", "input_request"])
+    st.sampled_from(
+        [*sorted(OUTPUT_TYPES), "status", "execute_input", "execute_request", "execute_reply", "input_request"]
+    )
     | st.sampled_from(["input_reply", "kernel_info_reply", "comm_open", "comm_msg", "comm_close", "other"]),
     st.sampled_from(["a", "b", "c"]),  # its id
     st.sampled_from(["a", "b", None, 7, ""]),  # its parent's
@@ -697,15 +734,13 @@ def test_no_content_raises_and_the_record_can_always_be_read(steps: list[Any]) -
     follower = RecordDocument()
     follower.apply(kernel.record.doc.get_update())
     for view in follower.views():
-        assert view.state.ended or view.state is ExecutionState.OK
+        assert view.state.ended
         assert follower.outputs(view.msg_id) == kernel.record.outputs(view.msg_id)
     assert kernel.transcript.counts["malformed"] == 0
 
 
 def _json(message: Message) -> list[bytes]:
     """Frames as a kernel that does not care may write them: NaN, lone surrogates, huge integers."""
-    import json
-
     parts = [message.header, message.parent_header, message.metadata, message.content]
     signed = [json.dumps(part).encode() for part in parts]
     return [b"<IDS|MSG>", SIGNER.sign(signed), *signed]

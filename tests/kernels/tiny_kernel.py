@@ -1,4 +1,4 @@
-"""A kernel in 100 lines and pyzmq: no ipykernel, no Jupyter library, no welcome, no subshells, a language of its own.
+"""A kernel of a hundred lines: pyzmq, no Jupyter library, no welcome, no subshells, a language of its own.
 
 Each line of code is a command: ``say WORDS`` prints, ``wait FILE`` waits until the file exists, ``fail`` is an error.
 With ``--stubborn`` it ignores SIGINT, SIGTERM and shutdown requests, as a kernel that hangs does.
@@ -25,10 +25,7 @@ INFO = {
     "status": "ok",
     "protocol_version": "5.3",
     "implementation": "tiny",
-    "implementation_version": "1",
-    "banner": "",
     "language_info": {"name": "tiny", "version": "1", "mimetype": "text/plain", "file_extension": ".tiny"},
-    "help_links": [],
 }
 
 
@@ -40,16 +37,10 @@ class TinyKernel:
         self.session = uuid.uuid4().hex
         self.count = 0
         context = zmq.Context()
-        self.shell, self.control, self.stdin, self.heartbeat, self.iopub = (
-            self.bind(context, kind, channel)
-            for kind, channel in (
-                (zmq.ROUTER, "shell"),
-                (zmq.ROUTER, "control"),
-                (zmq.ROUTER, "stdin"),
-                (zmq.REP, "hb"),
-                (zmq.PUB, "iopub"),
-            )
+        self.shell, self.control, self.stdin = (
+            self.bind(context, zmq.ROUTER, channel) for channel in ("shell", "control", "stdin")
         )
+        self.heartbeat, self.iopub = self.bind(context, zmq.REP, "hb"), self.bind(context, zmq.PUB, "iopub")
         threading.Thread(target=self.echo, daemon=True).start()
 
     def bind(self, context: zmq.Context, kind: int, channel: str) -> zmq.Socket:
@@ -63,14 +54,8 @@ class TinyKernel:
             self.heartbeat.send(self.heartbeat.recv())
 
     def send(self, socket: zmq.Socket, msg_type: str, content: dict, parent: dict, idents: list[bytes]) -> None:
-        header = {
-            "msg_id": uuid.uuid4().hex,
-            "session": self.session,
-            "username": "tiny",
-            "date": datetime.now(timezone.utc).isoformat(),
-            "msg_type": msg_type,
-            "version": "5.3",
-        }
+        header = {"msg_id": uuid.uuid4().hex, "msg_type": msg_type, "session": self.session}
+        header |= {"date": datetime.now(timezone.utc).isoformat(), "username": "tiny", "version": "5.3"}
         parts = [json.dumps(part).encode() for part in (header, parent, {}, content)]
         seal = hmac.new(self.info["key"].encode(), b"".join(parts), hashlib.sha256).hexdigest().encode()
         socket.send_multipart([*idents, DELIMITER, seal, *parts])
@@ -80,8 +65,8 @@ class TinyKernel:
 
     def run(self) -> None:
         poller = zmq.Poller()
-        poller.register(self.shell, zmq.POLLIN)
-        poller.register(self.control, zmq.POLLIN)
+        for socket in (self.shell, self.control):
+            poller.register(socket, zmq.POLLIN)
         while True:
             for socket, _ in poller.poll():
                 self.answer(socket)

@@ -267,7 +267,9 @@ def test_a_dropped_execution_leaves_next_to_nothing_behind() -> None:
     for number in range(100):
         with document.transaction():
             add(document, f"gone-{number}", code="x" * 1000)
-            document.change(f"gone-{number}", [AddOutput(stream("y" * 5 * CHUNK))] + [AddOutput(display("z" * 1000))] * 20)
+            document.change(
+                f"gone-{number}", [AddOutput(stream("y" * 5 * CHUNK))] + [AddOutput(display("z" * 1000))] * 20
+            )
     with document.transaction():
         for number in range(100):
             document.drop(f"gone-{number}")

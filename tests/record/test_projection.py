@@ -22,9 +22,9 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=2),
     max_leaves=5,
 )
-bundles = st.dictionaries(st.sampled_from(["text/plain", "text/html", "image/png"]), texts | st.lists(texts, max_size=3)) | (
-    st.dictionaries(st.sampled_from(["application/json", "application/x+json"]), json_values)
-)
+bundles = st.dictionaries(
+    st.sampled_from(["text/plain", "text/html", "image/png"]), texts | st.lists(texts, max_size=3)
+) | (st.dictionaries(st.sampled_from(["application/json", "application/x+json"]), json_values))
 displays = st.builds(
     lambda data, metadata: {"output_type": "display_data", "data": data, "metadata": metadata},
     bundles,

@@ -54,9 +54,7 @@ class Kept:
 
     def owner(self, msg_id: str) -> str:
         """Who writes the execution; waits for the decision."""
-        return wait_until(
-            lambda: (owner := self.view(msg_id).owner) != "open" and owner, what=f"{msg_id} is decided"
-        )
+        return wait_until(lambda: (owner := self.view(msg_id).owner) != "open" and owner, what=f"{msg_id} is decided")
 
     def wait_for_end(self, msg_id: str) -> ExecutionView:
         """The execution once it has ended in the record."""
@@ -74,6 +72,4 @@ class Kept:
 
     def wait_until_settled(self, msg_id: str) -> str:
         """How an execution was settled, once it is."""
-        return wait_until(
-            lambda: self.settlement(msg_id), what=f"{msg_id} is settled", state=lambda: self.view(msg_id)
-        )
+        return wait_until(lambda: self.settlement(msg_id), what=f"{msg_id} is settled", state=lambda: self.view(msg_id))

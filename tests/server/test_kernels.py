@@ -79,9 +79,7 @@ def test_a_restart_ends_the_running_cell(server: Server, notebook: str, trace: T
     assert run_and_wait(server, kernel_id, "print(6 * 7)") == "42\n"
 
 
-def test_a_killed_kernel_is_started_again_and_its_cell_says_so(
-    server: Server, notebook: str, trace: Trace
-) -> None:
+def test_a_killed_kernel_is_started_again_and_its_cell_says_so(server: Server, notebook: str, trace: Trace) -> None:
     source = trace.prelude() + "print('before', flush=True); note('ran'); gate('never')"
     write(server.path(notebook), source, "print('queued')")
     kernel_id = server.start_session(notebook)["kernel"]["id"]
@@ -102,8 +100,9 @@ def test_a_killed_kernel_is_started_again_and_its_cell_says_so(
     assert "SIGKILL" in error["evalue"]
     assert cell_on_disk(server.path(notebook), 1)["outputs"] == []
     wait_until(
-        lambda: (run_folder(server, kernel_id) / "run.json").exists()
-        and kernel_process(server, kernel_id).pid != first.pid,
+        lambda: (
+            (run_folder(server, kernel_id) / "run.json").exists() and kernel_process(server, kernel_id).pid != first.pid
+        ),
         what="the kernel is started again under a keeper",
     )
     assert run_and_wait(server, kernel_id, "print(6 * 7)") == "42\n"
@@ -131,9 +130,7 @@ def test_three_restarts_in_a_row_then_nothing_is_left(server: Server, notebook: 
     client.wait_for_idle(client.execute("print(1)", cell_id="cell-0"))
     client.leave()
     wait_until(lambda: count_on_disk(server, notebook) == 1, what="the outputs are kept")
-    assert [start["how"] for start in Kept(server, kernel_id).record().starts[:3]] == [
-        "the kernel was restarted"
-    ] * 3
+    assert [start["how"] for start in Kept(server, kernel_id).record().starts[:3]] == ["the kernel was restarted"] * 3
     server.shutdown_kernels()
     assert not run_folder(server, kernel_id).exists()
 
@@ -246,9 +243,7 @@ def test_two_kernels_do_not_mix(server: Server, notebook: str, trace: Trace) -> 
         assert stream_text(cell_on_disk(server.path(name))["outputs"]) == f"{number}\n"
 
 
-def test_an_executing_kernel_is_active_although_nothing_passes(
-    server: Server, notebook: str, trace: Trace
-) -> None:
+def test_an_executing_kernel_is_active_although_nothing_passes(server: Server, notebook: str, trace: Trace) -> None:
     """What a culler reads goes on while a cell computes in silence and nobody is connected."""
     source = trace.prelude() + "note('ran'); gate('go')"
     write(server.path(notebook), source)

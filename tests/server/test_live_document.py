@@ -26,9 +26,7 @@ def undo_manager(room: RoomClient) -> UndoManager:
     return manager
 
 
-def test_the_file_keeps_up_with_a_cell_that_prints_without_pause(
-    server: Server, notebook: str, trace: Trace
-) -> None:
+def test_the_file_keeps_up_with_a_cell_that_prints_without_pause(server: Server, notebook: str, trace: Trace) -> None:
     """At most 10 s behind: 200 lines of a line every 50 ms, and half as much again for a busy machine."""
     path = write(server.path(notebook), trace.printing_until("finish"))
     kernel_id = server.start_session(notebook)["kernel"]["id"]

@@ -27,9 +27,7 @@ def test_a_page_in_a_room_leaves_its_outputs_to_us(server: Server, notebook: str
         assert page.wrote == 0
 
 
-def test_a_stalled_event_loop_while_a_granted_execution_prints(
-    server: Server, notebook: str, trace: Trace
-) -> None:
+def test_a_stalled_event_loop_while_a_granted_execution_prints(server: Server, notebook: str, trace: Trace) -> None:
     write(server.path(notebook), trace.printing_until("finish"))
     kernel_id = server.start_session(notebook)["kernel"]["id"]
     kept = Kept(server, kernel_id)
@@ -65,9 +63,7 @@ def test_a_stalled_event_loop_while_an_execution_is_open(server: Server, noteboo
         assert room.lines() == trace.printed()
 
 
-def test_a_released_execution_is_completed_when_its_page_is_gone(
-    server: Server, notebook: str, trace: Trace
-) -> None:
+def test_a_released_execution_is_completed_when_its_page_is_gone(server: Server, notebook: str, trace: Trace) -> None:
     """A page that was its execution's writer leaves in the middle; another one is still in the room."""
     write(server.path(notebook), trace.printing_until("finish"))
     kernel_id = server.start_session(notebook)["kernel"]["id"]
@@ -87,3 +83,25 @@ def test_a_released_execution_is_completed_when_its_page_is_gone(
         assert other.lines() == trace.printed()
     kept.wait_until_settled(msg_id)
     assert lines_on_disk(server.path(notebook)) == trace.printed()
+
+
+def test_of_a_cell_that_is_run_again_while_it_runs_the_last_run_is_shown(
+    server: Server, notebook: str, trace: Trace
+) -> None:
+    source = trace.prelude() + "n = globals().get('n', 0) + 1; print(n, flush=True); note(n); gate(f'go-{n}'); print(n)"
+    path = write(server.path(notebook), source)
+    kernel_id = server.start_session(notebook)["kernel"]["id"]
+    kept = Kept(server, kernel_id)
+    with PageLikeClient(server, notebook, kernel_id) as page:
+        first = page.execute()
+        page.wait(lambda cell: cell["outputs"], what="the first run prints")
+        second = page.execute()
+        assert kept.owner(second) == "granted"
+        trace.open_gate("go-1")
+        trace.open_gate("go-2")
+        page.wait(lambda cell: cell["execution_count"] == 2, what="the second run has ended")
+        page.wait_for_lines(lambda: ["2", "2"])
+        assert page.wrote == 0
+        kept.wait_until_settled(second)
+    assert lines_on_disk(path) == ["2", "2"]
+    assert kept.settlement(first) == "superseded by a later run of the cell"

@@ -59,9 +59,7 @@ def test_a_client_without_a_room_gets_its_outputs_at_once_and_no_room_is_made(
 
 
 @pytest.mark.parametrize("session_too", [True, False], ids=["open", "closed"])
-def test_renamed_during_a_run_without_a_room(
-    server: Server, notebook: str, trace: Trace, session_too: bool
-) -> None:
+def test_renamed_during_a_run_without_a_room(server: Server, notebook: str, trace: Trace, session_too: bool) -> None:
     """A closed notebook's session keeps its old path."""
     write(server.path(notebook), trace.printing_until("finish"))
     session = server.start_session(notebook)

@@ -181,6 +181,18 @@ def test_only_cells_that_ran_are_written(server: Server, notebook: str, trace: T
     assert {**after, "cells": []} == {**before, "cells": []}
 
 
+def test_a_cell_that_is_no_valid_cell_is_completed(server: Server, notebook: str) -> None:
+    """Hand-made notebooks lack this and that; Jupyter opens them all the same."""
+    node = read(write(server.path(notebook), "print('whole')"))
+    del node["cells"][0]["outputs"], node["cells"][0]["execution_count"]
+    server.path(notebook).write_text(json.dumps(node))
+    kernel_id = server.start_session(notebook)["kernel"]["id"]
+    client = KernelClient(server, kernel_id)
+    client.wait_for_idle(client.execute("print('whole')", cell_id="cell-0"))
+    client.leave()
+    wait_until(lambda: "whole\\n" in server.path(notebook).read_text(), what="the cell is completed")
+
+
 def test_nothing_is_written_when_nothing_changed(server: Server, notebook: str, trace: Trace) -> None:
     """A run that gives what the file has already, a run of no cell, and one of a cell that is not in the notebook."""
     path = write(server.path(notebook), "print('same')")
