@@ -104,6 +104,16 @@ class OutputKeeper(ExtensionApp):
         self.settings["output_keeper"] = self
         self._restored = False
         self._restorer = Restorer(self.serverapp, self._root, self._follower)
+        KeeperProvisioner.settings = LaunchSettings(
+            root=self._root,
+            record_dir=self.record_dir or None,
+            expect_grants=self.project and self._rooms.available,
+            hold=self.hold_timeout,
+            flush_interval=self.flush_interval,
+            sync=self.sync,
+            runs_per_cell=self.runs_per_cell,
+            orphan_timeout=self.orphan_timeout,
+        )
         KeeperProvisioner.listeners.append(self._launched)
         loop = self.serverapp.io_loop
         if not loop.asyncio_loop.is_running():  # type: ignore[attr-defined]
@@ -118,16 +128,6 @@ class OutputKeeper(ExtensionApp):
 
     async def _start_jupyter_server_extension(self, serverapp: Any) -> None:
         """Called when the event loop runs and every extension is loaded."""
-        KeeperProvisioner.settings = LaunchSettings(
-            root=self._root,
-            record_dir=self.record_dir or None,
-            expect_grants=self.project and self._rooms.available,
-            hold=self.hold_timeout,
-            flush_interval=self.flush_interval,
-            sync=self.sync,
-            runs_per_cell=self.runs_per_cell,
-            orphan_timeout=self.orphan_timeout,
-        )
         if self._rooms.available:
             serverapp.event_logger.add_listener(schema_id=COLLABORATION_EVENTS, listener=self._collaboration_event)
         self._spawn(self._watch_kernels())
@@ -141,6 +141,7 @@ class OutputKeeper(ExtensionApp):
         await cancelled(list(self._tasks))
         for kept in self._kernels.values():
             await kept.stop()
+        await self._rooms.saves_done()
         self._context.destroy(linger=0)
 
     def _launched(self, kernel_id: str) -> None:

@@ -7,6 +7,7 @@ in one step of the event loop, so nothing changes between looking and writing.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,11 @@ from output_keeper.record.document import CHUNK, ExecutionView, RecordDocument
 from output_keeper.record.projection import Edit, common_prefix, plan
 
 if TYPE_CHECKING:
-    import asyncio
-
     from jupyter_server.serverapp import ServerApp
+
+COLLABORATION = "jupyter_server_ydoc"
+ROOM_SAVE = "FileLoader._save_content"  # what jupyter-collaboration runs, shielded, to write a room's file
+SAVE_LIMIT = 30.0  # s
 
 ORIGIN = "output-keeper"
 """The origin of our transactions: no undo manager tracks it, so a person's undo never undoes an output and what is
@@ -199,9 +202,13 @@ class Rooms:
 
     @property
     def available(self) -> bool:
-        """Whether notebooks can have rooms here at all (``disable_rtc`` counts as no collaboration)."""
-        app = self._app()
-        return app is not None and not app.disable_rtc
+        """Whether notebooks can have rooms here at all (``disable_rtc`` counts as no collaboration).
+
+        Known as soon as the server has linked its extensions, before it loads them.
+        """
+        package = self._serverapp.extension_manager.extensions.get(COLLABORATION)
+        enabled = package is not None and package.enabled
+        return enabled and any(not getattr(app, "disable_rtc", True) for app in self._apps())
 
     def find(self, path: str) -> Room | None:
         """The room of the notebook at ``path``, if there is one now."""
@@ -238,12 +245,21 @@ class Rooms:
         path = None if file_ids is None else file_ids.get_path(file_id)
         return None if path is None else str(path)
 
+    @staticmethod
+    async def saves_done() -> None:
+        """Wait for saves of rooms that are under way, when the server stops: jupyter-collaboration does not, and a save
+        whose thread outlives the event loop keeps the process from ending.
+        """
+        saves = {task for task in asyncio.all_tasks() if getattr(task.get_coro(), "__qualname__", "") == ROOM_SAVE}
+        if saves:
+            await asyncio.wait(saves, timeout=SAVE_LIMIT)
+
     def _app(self) -> Any:
-        apps = self._serverapp.extension_manager.extension_apps.get("jupyter_server_ydoc", set())
-        for app in apps:
-            if hasattr(app, "ywebsocket_server"):
-                return app
-        return None
+        return next((app for app in self._apps() if hasattr(app, "ywebsocket_server")), None)
+
+    def _apps(self) -> set[Any]:
+        apps: set[Any] = self._serverapp.extension_manager.extension_apps.get(COLLABORATION, set())
+        return apps
 
 
 def _outputs(cell: Map[Any]) -> Array[Any]:
