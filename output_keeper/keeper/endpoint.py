@@ -137,7 +137,6 @@ class Endpoint:
         except (ValueError, IndexError, AssertionError) as error:  # what pycrdt makes of a cut or garbled one
             raise SyncError(f"this is not a state vector: {error}") from error
         follower.synced, follower.behind = True, False
-        follower.unacked.clear()
         assert reply is not None
         self._push(identity, follower, reply)
 

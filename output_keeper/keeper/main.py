@@ -16,7 +16,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -39,6 +39,7 @@ CANNOT_START = 70  # EX_SOFTWARE: exit code when no kernel was started; the laun
 LOG_BYTES = 5 * 1024 * 1024
 TERMINATE_GRACE = 5.0  # s a kernel gets after SIGTERM before it is killed
 LAUNCHER_LOOK = 2.0  # s between looks whether the launcher lives
+REASON_BYTES = 2000  # of the reason why there is no kernel, for the launcher; a pipe takes them without waiting
 DRAIN_LIMIT = 10.0  # s for what the ended kernel left on the way
 
 # How a kernel ended that was made to by a signal to its keeper, or by the end of who launched it.
@@ -316,4 +317,7 @@ def run_keeper(settings: KeeperSettings) -> int:
         return Keeper(settings).run()
     except (OutputKeeperError, OSError) as error:
         print(f"output-keeper: {error}", file=sys.stderr)
+        if settings.ready_fd is not None:
+            with suppress(OSError):  # the launcher has gone: stderr says it
+                os.write(settings.ready_fd, str(error).encode()[:REASON_BYTES])
         return CANNOT_START

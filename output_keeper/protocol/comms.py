@@ -39,9 +39,7 @@ class OutputCapture:
         data = _object(content.get("data"))
         state = _object(data.get("state"))
         if msg_type == "comm_open":
-            opens_output = (
-                content.get("target_name") == WIDGET_TARGET and state.get("_model_name") == "OutputModel"
-            )
+            opens_output = content.get("target_name") == WIDGET_TARGET and state.get("_model_name") == "OutputModel"
             if opens_output:
                 self._msg_ids.setdefault(comm_id, "")
         elif msg_type != "comm_msg" or data.get("method") not in ("update", "echo_update"):

@@ -195,9 +195,7 @@ def refused(error: sqlite3.Error | UnicodeDecodeError, path: Path) -> StoreError
 
 
 @contextlib.contextmanager
-def read_only(
-    path: Path, kind: Kind, patience: float, *, damaged: bool = False
-) -> Iterator[sqlite3.Connection]:
+def read_only(path: Path, kind: Kind, patience: float, *, damaged: bool = False) -> Iterator[sqlite3.Connection]:
     """Open ``path`` for one consistent look, without any lock of ours, while others may write.
 
     In WAL mode a reader needs the ``-shm`` file, which it cannot make in a folder it may not write to. There
@@ -238,9 +236,7 @@ def _look(stack: contextlib.ExitStack, path: Path, query: str, patience: float) 
     return connection
 
 
-def _look_in_a_read_only_folder(
-    stack: contextlib.ExitStack, path: Path, patience: float
-) -> sqlite3.Connection:
+def _look_in_a_read_only_folder(stack: contextlib.ExitStack, path: Path, patience: float) -> sqlite3.Connection:
     wal = beside(path, "-wal")
     if not wal.exists() or wal.stat().st_size == 0:
         query = "mode=ro&immutable=1"
@@ -252,9 +248,7 @@ def _look_in_a_read_only_folder(
         query = "mode=rw"
     connection = _look(stack, path, query, patience)
     if connection is None:
-        raise StoreUnavailable(
-            "this cannot be opened", path=str(path), hint="check the permissions of the file"
-        )
+        raise StoreUnavailable("this cannot be opened", path=str(path), hint="check the permissions of the file")
     return connection
 
 

@@ -61,15 +61,11 @@ def escape(kernel_id: str) -> str:
     Raises StoreError when the id is empty or its escape has more than 150 characters.
     """
     name = "".join(
-        char
-        if _NAME.fullmatch(char)
-        else "".join(f"%{byte:02x}" for byte in char.encode("utf-8", "surrogatepass"))
+        char if _NAME.fullmatch(char) else "".join(f"%{byte:02x}" for byte in char.encode("utf-8", "surrogatepass"))
         for char in kernel_id
     )
     if not name or len(name) > _LONGEST_NAME:
-        raise StoreError(
-            "this cannot be a kernel id", path=repr(kernel_id[:80]), hint="it is empty or too long"
-        )
+        raise StoreError("this cannot be a kernel id", path=repr(kernel_id[:80]), hint="it is empty or too long")
     return name
 
 
@@ -265,9 +261,7 @@ def hold(path: str | os.PathLike[str], timeout: float = 0.0) -> filelock.BaseFil
     try:
         lock.acquire(timeout=timeout, poll_interval=0.02)
     except filelock.Timeout as error:
-        raise StoreLocked(
-            "another process holds this lock", path=str(path), hint="one writer at a time"
-        ) from error
+        raise StoreLocked("another process holds this lock", path=str(path), hint="one writer at a time") from error
     except (OSError, NotImplementedError) as error:
         raise unavailable(error, Path(path)) from error
     return lock
@@ -276,6 +270,4 @@ def hold(path: str | os.PathLike[str], timeout: float = 0.0) -> filelock.BaseFil
 def unavailable(error: Exception, path: Path) -> StoreUnavailable:
     """Return what the operating system refused, as an error of this package."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return StoreUnavailable(
-        reason.lower(), path=str(path), hint="check the disk, its quota and the permissions"
-    )
+    return StoreUnavailable(reason.lower(), path=str(path), hint="check the disk, its quota and the permissions")

@@ -200,9 +200,7 @@ def claim(folder: str | os.PathLike[str], root: str) -> Run | None:
     return run
 
 
-def runs(
-    report: Callable[[Path, StoreError], None], base: str | os.PathLike[str] | None = None
-) -> Iterator[Run]:
+def runs(report: Callable[[Path, StoreError], None], base: str | os.PathLike[str] | None = None) -> Iterator[Run]:
     """Yield the Run of every run folder (alive or not), by name; ``base`` as in paths.runs_dir.
 
     A run file that cannot be read goes to ``report(folder, error)``. A folder without one yields nothing: its

@@ -172,10 +172,7 @@ class Store:
             connection.execute("DELETE FROM checkpoint")
             connection.executemany(
                 "INSERT INTO checkpoint (part, parts, upto, digest, data) VALUES (?, ?, ?, ?, ?)",
-                (
-                    (part, parts, upto, _digest(data, part, parts, upto), data)
-                    for part, data in enumerate(pieces)
-                ),
+                ((part, parts, upto, _digest(data, part, parts, upto), data) for part, data in enumerate(pieces)),
             )
             connection.execute("DELETE FROM updates WHERE seq <= ?", (upto,))
             (left,) = connection.execute("SELECT coalesce(sum(length(data)), 0) FROM updates").fetchone()
@@ -294,20 +291,14 @@ def _fill(content: _Content, connection: sqlite3.Connection, path: Path) -> None
 
 
 def _fill_checkpoint(content: _Content, connection: sqlite3.Connection, path: Path) -> None:
-    rows = connection.execute(
-        "SELECT part, parts, upto, digest, data FROM checkpoint ORDER BY part"
-    ).fetchall()
+    rows = connection.execute("SELECT part, parts, upto, digest, data FROM checkpoint ORDER BY part").fetchall()
     if not rows:
         return
     _, parts, upto, _, _ = rows[0]
     whole = parts == len(rows) and all(row[:3] == (part, parts, upto) for part, row in enumerate(rows))
-    if not whole or any(
-        not _sound(digest, data, part, parts, upto) for part, parts, upto, digest, data in rows
-    ):
+    if not whole or any(not _sound(digest, data, part, parts, upto) for part, parts, upto, digest, data in rows):
         (updates,) = connection.execute("SELECT count(*) FROM updates").fetchone()
-        raise StoreCorrupted(
-            "the checkpoint is damaged", path=str(path), dropped=updates + 1, hint="set it aside"
-        )
+        raise StoreCorrupted("the checkpoint is damaged", path=str(path), dropped=updates + 1, hint="set it aside")
     content.upto = upto
     content.snapshot = b"".join(row[4] for row in rows)
 
@@ -318,9 +309,7 @@ def _digest(data: bytes, *numbers: int) -> bytes:
     Eight bytes, because a CRC of four lets one damaged row in four billion through, at the same speed. The
     numbers are part of it, so that a row that moved is noticed.
     """
-    digest = hashlib.blake2b(
-        b"".join(number.to_bytes(8, "big", signed=True) for number in numbers), digest_size=8
-    )
+    digest = hashlib.blake2b(b"".join(number.to_bytes(8, "big", signed=True) for number in numbers), digest_size=8)
     digest.update(data)
     return digest.digest()
 

@@ -7,6 +7,7 @@ imported hides every kernelspec.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 READY_TIMEOUT = 30.0  # s a keeper gets to bind and to start its kernel on a machine under load
 KILL_GRACE = 4.0  # s a keeper gets, after its kernel was killed, to write the last of the record
+READY = "ready"
 PORTS = ("shell_port", "iopub_port", "stdin_port", "hb_port", "control_port")
 
 
@@ -151,14 +153,15 @@ class KeeperProvisioner(LocalProvisioner):
         environment = json.dumps({"env": kwargs.get("env", dict(os.environ))})
         handed_over = asyncio.get_running_loop().run_in_executor(None, _hand_over, process, environment, read_end)
         done, _ = await asyncio.wait({handed_over}, timeout=READY_TIMEOUT)
-        if done and handed_over.result():
+        if done and handed_over.result() == READY:
             self.process = process
             self.pid = self.pgid = process.pid
             self.cwd = kwargs.get("cwd", Path.cwd())
             return None
         process.kill()
-        await handed_over  # its pipe has closed
-        return f"the keeper ended with exit code {process.wait()} before the kernel ran, see {folder / 'keeper.log'}"
+        reason = await handed_over  # its pipe has closed
+        code = process.wait()
+        return reason or f"the keeper ended with exit code {code} before the kernel ran"
 
     def _argv(self, cmd: list[str], kwargs: dict[str, Any], ready_fd: int) -> list[str]:
         settings = self.settings
@@ -217,14 +220,10 @@ class AttachedProcess:
         self.send_signal(signal.SIGTERM)
 
 
-def _hand_over(process: subprocess.Popen[bytes], environment: str, read_end: int) -> bool:
-    """Give the keeper the kernel's environment on its stdin, then wait for its line; an end of file means it died."""
+def _hand_over(process: subprocess.Popen[bytes], environment: str, read_end: int) -> str:
+    """Give the keeper the kernel's environment on its stdin, then wait for `READY`, or the reason why there is none."""
     assert process.stdin is not None
-    try:
-        with process.stdin as stdin:
-            stdin.write(environment.encode())
-    except BrokenPipeError:
-        os.close(read_end)
-        return False
-    with os.fdopen(read_end, "rb") as ready:
-        return ready.read(5) == b"ready"
+    with contextlib.suppress(BrokenPipeError), process.stdin as stdin:  # ended already: it says why on the other pipe
+        stdin.write(environment.encode())
+    with os.fdopen(read_end, "rb") as said:
+        return said.read().decode(errors="replace").strip()

@@ -15,6 +15,8 @@ import urllib.parse
 import urllib.request
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from .environment import Environment, free_port
 from .wait import LIMIT, wait_until
 
@@ -140,8 +142,14 @@ class Server:
         return self._process.pid
 
     def stop(self) -> None:
-        """End the server in order (SIGTERM) and wait for its end; AssertionError with its stacks if it hangs."""
+        """End the server in order (SIGTERM) and wait for its end; AssertionError with its stacks if it hangs.
+
+        Its clients have to be gone: jupyter-collaboration reads a room's file in a thread that lives as long as the
+        websocket which opened the room, and one that is still open at the end keeps the process for ever, also
+        without output-keeper.
+        """
         assert self._process is not None
+        wait_until(lambda: not self._clients(), what="no client is connected", state=self._clients)
         self._process.terminate()
         try:
             self._process.wait(LIMIT)
@@ -149,6 +157,14 @@ class Server:
             self._process.send_signal(signal.SIGABRT)
             self._process.wait(LIMIT)
             raise AssertionError(f"the server did not stop:\n{self.log()[-8000:]}") from None
+
+    def _clients(self) -> list[str]:
+        connections = psutil.Process(self.pid).net_connections("tcp")
+        return [
+            str(each.raddr)
+            for each in connections
+            if each.laddr.port == self.port and each.status in {psutil.CONN_ESTABLISHED, psutil.CONN_CLOSE_WAIT}
+        ]
 
     def kill(self) -> None:
         """Kill the server (SIGKILL): it can do nothing more."""

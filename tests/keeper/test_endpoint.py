@@ -77,10 +77,10 @@ class Served:
         client.socket.close()
 
     def close(self) -> None:
+        if not self.endpoint.socket.closed:
+            self.endpoint.socket.close(linger=0)
         for client in self.followers:
             client.socket.close()
-        if not self.endpoint.socket.closed:
-            self.endpoint.close()
 
     def follower(self) -> Client:
         client = self.client()

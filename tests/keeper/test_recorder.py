@@ -301,6 +301,24 @@ def test_no_wake_up_is_lost(kept: Kept) -> None:
         kept.until(lambda status, number=number: status["messages"] == number)  # type: ignore[misc]
 
 
+def test_a_message_that_comes_while_it_goes_to_sleep_is_taken(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    timeouts = Recorder._timeout
+    late = iter([True])
+
+    def timeout(self: Recorder, dirty_since: float | None) -> int | None:
+        given = timeouts(self, dirty_since)
+        if given is None and next(late, False):
+            kept.begins("a")  # after the last look at what waits, before it says that it sleeps
+        return given
+
+    kept.start()
+    follower = kept.follower()
+    follower.until(lambda: follower.record.starts)
+    monkeypatch.setattr(Recorder, "_timeout", timeout)
+    kept.say("nobody", "status", execution_state="idle")
+    wait_until(lambda: "a" in kept.stored())
+
+
 def test_many_producers_lose_nothing(kept: Kept) -> None:
     kept.start()
     kept.begins("a")
@@ -392,7 +410,8 @@ def test_a_full_disk_is_told_and_nothing_is_missing_when_there_is_room_again(kep
     assert text_of(kept.stored(), "a") == follower.text("a")
 
 
-def test_the_end_is_tried_once_more_when_the_disk_was_full(kept: Kept) -> None:
+def test_the_end_is_tried_once_more_when_the_disk_was_full(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder_module, "RETRY", 1000.0)
     kept.start()
     kept.begins("a")
     wait_until(lambda: "a" in kept.stored())

@@ -121,9 +121,7 @@ def test_any_empty_msg_id_lets_go(capture: OutputCapture, nothing: object) -> No
 
 
 keys = st.sampled_from(["comm_id", "data", "state", "method", "msg_id", "_model_name", "target_name"])
-scalars = (
-    st.none() | st.integers() | st.sampled_from(["a", "b", "", "update", "OutputModel", "jupyter.widget"])
-)
+scalars = st.none() | st.integers() | st.sampled_from(["a", "b", "", "update", "OutputModel", "jupyter.widget"])
 junk = scalars | st.dictionaries(keys, scalars | st.dictionaries(keys, scalars, max_size=3), max_size=3)
 msg_types = st.sampled_from(["comm_open", "comm_msg", "comm_close", "stream"])
 comm_ids = st.sampled_from(["a", "b", "c"])

@@ -69,9 +69,7 @@ def test_a_message_of_jupyter_client_is_read(key: bytes) -> None:
 @pytest.mark.parametrize("key", [b"", KEY])
 @pytest.mark.parametrize("content", [{"text": "é\n"}, {"text": "\ud800"}, {"n": 2**70}, {"x": float("nan")}])
 def test_a_message_made_here_is_read_by_jupyter_client(key: bytes, content: dict[str, Any]) -> None:
-    made = message(
-        content, parent_header={"msg_id": "p1"}, metadata={"a": 1}, buffers=[b"\x00"], idents=[b"i"]
-    )
+    made = message(content, parent_header={"msg_id": "p1"}, metadata={"a": 1}, buffers=[b"\x00"], idents=[b"i"])
     session = Session(key=key)
     idents, rest = session.feed_identities(serialize(made, Signer(key)))
     read = session.deserialize(rest)
@@ -86,9 +84,7 @@ def test_a_message_made_here_is_read_by_jupyter_client(key: bytes, content: dict
 
 
 def test_what_is_serialized_is_parsed_back_equal() -> None:
-    made = message(
-        {"text": "x"}, parent_header={"msg_id": "p"}, metadata={"m": []}, buffers=[b"b"], idents=[b"i"]
-    )
+    made = message({"text": "x"}, parent_header={"msg_id": "p"}, metadata={"m": []}, buffers=[b"b"], idents=[b"i"])
     assert parse(serialize(made, SIGNER), SIGNER) == made
 
 
@@ -216,9 +212,7 @@ def test_no_parent_is_none(parent: bytes) -> None:
 
 
 def test_optional_header_fields_have_safe_defaults() -> None:
-    read = parse(
-        frames_of(b'{"msg_id": "m", "msg_type": "t", "session": 3}', b'{"msg_id": 4}', b"{}", b"{}"), SIGNER
-    )
+    read = parse(frames_of(b'{"msg_id": "m", "msg_type": "t", "session": 3}', b'{"msg_id": 4}', b"{}", b"{}"), SIGNER)
     assert (read.session, read.date, read.parent_id) == ("", "", None)
 
 
@@ -285,9 +279,7 @@ def test_nesting_that_only_the_standard_library_reads_is_refused_too(depth: int)
 
 
 @CALM
-@given(
-    st.recursive(st.none() | st.integers() | st.floats() | st.text(st.characters()), st.lists, max_leaves=6)
-)
+@given(st.recursive(st.none() | st.integers() | st.floats() | st.text(st.characters()), st.lists, max_leaves=6))
 def test_a_well_formed_value_is_returned_itself(value: Any) -> None:
     once = well_formed(value)
     assert well_formed(once) is once

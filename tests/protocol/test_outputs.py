@@ -221,9 +221,7 @@ def test_an_execute_result_with_an_id_updates_displays_and_is_not_updated_itself
     assert fold(*steps, update("y", "id")) == [display_output("y"), result_output("r")]
 
 
-@pytest.mark.parametrize(
-    "transient", [None, [], "x", {"display_id": None}, {"display_id": ""}, {"display_id": []}]
-)
+@pytest.mark.parametrize("transient", [None, [], "x", {"display_id": None}, {"display_id": ""}, {"display_id": []}])
 def test_a_display_without_a_usable_id_is_plain(transient: object) -> None:
     shown = {"data": {"text/plain": "x"}, "metadata": {}, "transient": transient}
     changed = {**shown, "data": {"text/plain": "y"}}
@@ -265,9 +263,7 @@ def test_a_display_without_a_usable_id_is_plain(transient: object) -> None:
         ),
     ],
 )
-def test_missing_and_wrong_fields_get_safe_values(
-    msg_type: str, content: dict[str, Any], expected: Output
-) -> None:
+def test_missing_and_wrong_fields_get_safe_values(msg_type: str, content: dict[str, Any], expected: Output) -> None:
     assert fold((msg_type, content)) == [expected]
 
 
@@ -275,16 +271,12 @@ json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-2, 2**63 - 1) | st.floats(allow_nan=False) | st.text(max_size=5),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(["display_id", "text/plain", "application/json", "x"]), inner, max_size=3
-        )
+        | st.dictionaries(st.sampled_from(["display_id", "text/plain", "application/json", "x"]), inner, max_size=3)
     ),
     max_leaves=6,
 )
 FIELDS = ["name", "text", "data", "metadata", "transient", "wait", "ename", "evalue", "traceback"]
-contents = st.dictionaries(
-    st.sampled_from([*FIELDS, "execution_count", "status", "payload"]), json_values, max_size=5
-)
+contents = st.dictionaries(st.sampled_from([*FIELDS, "execution_count", "status", "payload"]), json_values, max_size=5)
 MSG_TYPES = [
     "stream",
     "display_data",
@@ -368,9 +360,7 @@ def by_hand(steps: list[tuple[str, tuple[str, dict[str, Any]]]]) -> dict[str, li
         cell["joins"] = content["name"] if msg_type == "stream" else None
     return {
         parent_id: [
-            stream_output(CurrentLine().feed(output["raw"]).text, output["name"])
-            if "raw" in output
-            else output
+            stream_output(CurrentLine().feed(output["raw"]).text, output["name"]) if "raw" in output else output
             for output in cell["outputs"]
         ]
         for parent_id, cell in cells.items()
@@ -498,9 +488,7 @@ def test_nothing_of_an_output_is_kept_after_it_was_taken() -> None:
     rules.apply("a", "display_data", {"data": {"image/png": body}, "transient": {"display_id": "id"}})
     rules.apply("a", *stream("x\n" * 1000))
     for parent_id in ("a", "b"):
-        rules.apply(
-            parent_id, "update_display_data", {"data": {"image/png": body}, "transient": {"display_id": "id"}}
-        )
+        rules.apply(parent_id, "update_display_data", {"data": {"image/png": body}, "transient": {"display_id": "id"}})
     assert len(rules.take_changes()["a"]) == 2
     gc.collect()
     assert sys.getrefcount(body) == 2

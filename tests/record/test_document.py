@@ -200,6 +200,7 @@ def test_appending_and_rewriting_the_last_line_leave_edits_alone() -> None:
         [KeepOutputs(0)],
         [SetOutput(1, display(2))],
         [EditStream(2, 5, "x")],
+        [EditStream(0, 0, "x")],
         [KeepOutputs(2), AddOutput(stream("end"))],
     ],
 )

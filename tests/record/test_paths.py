@@ -199,9 +199,7 @@ def test_write_atomic_replaces_whole_with_its_mode_and_leaves_nothing_beside(tmp
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_failed_write_keeps_the_old_file_and_cleans_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_keeps_the_old_file_and_cleans_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "f"
     paths.write_atomic(path, b"old")
 

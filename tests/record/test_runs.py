@@ -113,9 +113,7 @@ def test_a_field_that_is_missing_or_of_another_type_is_refused(folder: Path, fie
             Run.read(folder)
 
 
-@pytest.mark.parametrize(
-    "field", ["pid", "create_time", "boot_id", "pid_namespace", "network_namespace", "uid"]
-)
+@pytest.mark.parametrize("field", ["pid", "create_time", "boot_id", "pid_namespace", "network_namespace", "uid"])
 def test_a_keeper_without_a_whole_identity_is_refused(folder: Path, field: str) -> None:
     a_run().write(folder)
     content = json.loads((folder / "run.json").read_bytes())
@@ -186,9 +184,7 @@ def test_runs_lists_what_can_be_read_and_reports_the_rest(tmp_path: Path) -> Non
     paths.private_folder(paths.run_dir("starting", tmp_path))
     (paths.runs_dir(tmp_path) / "stray file").touch()
     reported: list[tuple[Path, type]] = []
-    found = [
-        run.kernel_id for run in runs.runs(lambda path, error: reported.append((path, type(error))), tmp_path)
-    ]
+    found = [run.kernel_id for run in runs.runs(lambda path, error: reported.append((path, type(error))), tmp_path)]
     assert sorted(found) == ["A", "b"]
     assert reported == [(broken, StoreCorrupted)]
     assert list(runs.runs(refuse, tmp_path / "missing")) == []

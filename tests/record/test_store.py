@@ -119,9 +119,7 @@ def test_a_checkpoint_covers_stored_updates_only(path: Path, upto: int) -> None:
         assert writer.load() == [b"s", *UPDATES[3:]]
 
 
-def test_a_snapshot_larger_than_one_part_comes_back_whole(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_snapshot_larger_than_one_part_comes_back_whole(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "PART_SIZE", 1000)
     snapshot = random.Random(1).randbytes(10_500)
     with Store.open(path) as writer:
@@ -444,9 +442,7 @@ def test_a_torn_row_whose_number_is_damaged_too_does_not_come_back(path: Path) -
         ("UPDATE updates SET data = (SELECT data FROM updates WHERE seq = 1) WHERE seq = 2", 4, 1),
     ],
 )
-def test_damage_in_the_middle_is_refused_with_its_extent(
-    path: Path, tampering: str, dropped: int, kept: int
-) -> None:
+def test_damage_in_the_middle_is_refused_with_its_extent(path: Path, tampering: str, dropped: int, kept: int) -> None:
     filled(path)
     with raw(path) as connection:
         connection.execute(tampering)
@@ -541,9 +537,7 @@ def test_no_flipped_bit_of_the_file_gives_other_content(in_memory: Path) -> None
 
 
 @pytest.mark.usefixtures("small_pages")
-def test_no_flipped_bit_of_the_log_gives_other_content(
-    in_memory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_flipped_bit_of_the_log_gives_other_content(in_memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     aside = in_memory.parent / "copy"
     with Store.open(in_memory) as writer:
         writer.append_many([b"a", b"b"])
@@ -658,9 +652,7 @@ def test_a_lock_of_sqlite_held_by_another_heals(path: Path) -> None:
         assert writer.load() == [b"y"]
 
 
-def test_where_there_is_no_shared_memory_a_rollback_journal_does(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_there_is_no_shared_memory_a_rollback_journal_does(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     connect = database.connect
     monkeypatch.setattr(  # a virtual file system of SQLite that has none
         database,
