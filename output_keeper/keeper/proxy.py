@@ -19,7 +19,6 @@ import time
 import uuid
 from collections import deque
 from contextlib import suppress
-from datetime import datetime, timezone
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,8 +26,9 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from output_keeper.errors import BadSignature, MalformedMessage, WireError
+from output_keeper.keeper.welcome import Welcomes, header_part
 from output_keeper.protocol.comms import OutputCapture
-from output_keeper.protocol.messages import DELIMITER, Message, envelope, parse, serialize
+from output_keeper.protocol.messages import envelope, parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -112,8 +112,7 @@ class Proxy(threading.Thread):
         self._errors = 0
         self._tap_errors = 0
 
-        self._welcome: dict[str, Any] | None = None
-        self._unwelcomed: dict[bytes, None] = {}
+        self._welcomes = Welcomes(signer, lambda frames: front.iopub.send_multipart(frames, zmq.NOBLOCK))
 
         self._stalled: dict[Channel, Frames] = {}
         self._connected: set[str] = set()
@@ -332,7 +331,7 @@ class Proxy(threading.Thread):
             self._poller.register(getattr(self._front, channel.value), zmq.POLLIN)
 
     def _look_for_shutdown(self, frames: Frames) -> None:
-        if b'"shutdown_request"' not in _header(frames):
+        if b'"shutdown_request"' not in header_part(frames):
             return
         with suppress(WireError):
             message = parse(frames, self._signer)
@@ -388,8 +387,7 @@ class Proxy(threading.Thread):
         return moved
 
     def _published(self, frames: Frames) -> None:
-        if self._welcome is None and frames[0] == DELIMITER and b'"iopub_welcome"' in _header(frames):
-            self._kernel_welcomes(frames)
+        self._welcomes.published(frames)
         if self._grants.expect:
             self._send_iopub(self._unheld(frames))
         else:
@@ -416,46 +414,11 @@ class Proxy(threading.Thread):
             self._front.iopub.send_multipart(frames, zmq.NOBLOCK, copy=False)
         self._tell_decided()
 
-    # Subscriptions and welcomes (messaging spec, "iopub_welcome")
+    # Subscriptions
 
     def _subscriptions(self) -> None:
         for frames in self._received(self._front.iopub, self._counts[Channel.IOPUB, Direction.TO_KERNEL]):
-            self._guard(self._subscription, frames)
-
-    def _subscription(self, frames: Frames) -> None:
-        event, topic = frames[0][:1], frames[0][1:]
-        if event == b"\x01" and self._welcome is not None:
-            self._welcome_to(topic, self._welcome)
-        elif event == b"\x01":
-            self._unwelcomed[topic] = None
-        elif event == b"\x00":
-            self._unwelcomed.pop(topic, None)
-
-    def _kernel_welcomes(self, frames: Frames) -> None:
-        """Note the kernel's welcome to us. It is forwarded too, and greets those who subscribed to all."""
-        try:
-            self._welcome = parse(frames, self._signer).header
-        except WireError:
-            return
-        for topic in self._unwelcomed:
-            if topic:
-                self._welcome_to(topic, self._welcome)
-        self._unwelcomed.clear()
-
-    def _welcome_to(self, topic: bytes, kernel: dict[str, Any]) -> None:
-        try:
-            subscription = topic.decode()
-        except UnicodeDecodeError:
-            return
-        header = kernel | {"msg_id": uuid.uuid4().hex, "date": datetime.now(timezone.utc).isoformat()}
-        message = Message(
-            idents=(topic,) if topic else (),
-            header=header,
-            parent_header={},
-            metadata={},
-            content={"subscription": subscription},
-        )
-        self._front.iopub.send_multipart(serialize(message, self._signer), zmq.NOBLOCK)
+            self._guard(self._welcomes.subscription, frames)
 
     # Commands and the end
 
@@ -498,14 +461,6 @@ class _Count:
     def __init__(self) -> None:
         self.messages = 0
         self.bytes = 0
-
-
-def _header(frames: Frames) -> bytes:
-    """Give the header's frame, undecoded; empty when there is none."""
-    try:
-        return frames[frames.index(DELIMITER) + 2]
-    except (ValueError, IndexError):
-        return b""
 
 
 def _bind(read: Callable[[Channel], object], channel: Channel) -> Callable[[], object]:
