@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from output_keeper import defaults
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -63,20 +65,35 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="hold a cell's outputs until it is decided who writes them",
     )
-    parser.add_argument("--hold", type=float, default=2.0, metavar="SECONDS", help="for at most so long (default 2)")
     parser.add_argument(
-        "--flush-interval", type=float, default=0.03, metavar="SECONDS", help="between writes (default 0.03)"
+        "--hold",
+        type=float,
+        default=defaults.HOLD_TIMEOUT,
+        metavar="SECONDS",
+        help="for at most so long (default %(default)g)",
+    )
+    parser.add_argument(
+        "--flush-interval",
+        type=float,
+        default=defaults.FLUSH_INTERVAL,
+        metavar="SECONDS",
+        help="between writes (default %(default)g)",
     )
     parser.add_argument("--sync", choices=["normal", "full"], default="normal", help="what a power loss may take")
-    parser.add_argument("--runs-per-cell", type=int, default=10, help="how many runs of a cell are kept (default 10)")
+    parser.add_argument(
+        "--runs-per-cell",
+        type=int,
+        default=defaults.RUNS_PER_CELL,
+        help="how many runs of a cell are kept (default %(default)d)",
+    )
     parser.add_argument("--root", default="", help="the folder whose server the kernel belongs to")
     parser.add_argument("--independent", action="store_true", help="the kernel outlives the process that launched it")
     parser.add_argument(
         "--orphan-timeout",
         type=float,
-        default=24 * 3600.0,
+        default=defaults.ORPHAN_TIMEOUT,
         metavar="SECONDS",
-        help="end a kernel whose server is gone after so long without activity (default a day)",
+        help="end a kernel whose server is gone after so long without activity (default %(default)g)",
     )
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--env-from-stdin", action="store_true", help=argparse.SUPPRESS)

@@ -156,6 +156,16 @@ class Grants:
         """Release whatever is open: the kernel has ended, nobody will ask any more."""
         return [frames for msg_id in list(self._open) for frames in self._release(msg_id)]
 
+    def abandon(self) -> list[Frames]:
+        """Hold and withhold nothing any more, because nobody records: what comes now goes to the clients.
+
+        Gives what to forward now. Told owners stay as they were told.
+        """
+        self.expect = False
+        held = self.release_all()
+        self._decided.clear()
+        return held
+
     def next_deadline(self) -> float | None:
         """Tell when `expire` has something to do, on the clock of ``now``; None when nothing is open."""
         for execution in self._open.values():

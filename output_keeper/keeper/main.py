@@ -24,6 +24,7 @@ from types import FrameType
 
 import zmq
 
+from output_keeper import defaults
 from output_keeper.errors import OutputKeeperError, StoreError
 from output_keeper.keeper.child import Child, describe_exit, exit_status
 from output_keeper.keeper.grants import Grants
@@ -58,15 +59,15 @@ class KeeperSettings:
     env: dict[str, str] | None = None
     record_dir: Path | None = None
     expect_grants: bool = False
-    hold: float = 2.0
-    flush_interval: float = 0.03
+    hold: float = defaults.HOLD_TIMEOUT
+    flush_interval: float = defaults.FLUSH_INTERVAL
     sync: Sync = "normal"
-    runs_per_cell: int = 10
+    runs_per_cell: int = defaults.RUNS_PER_CELL
     ready_fd: int | None = None
     extra_arguments: list[str] = field(default_factory=list)
     root: str = ""
     independent: bool = False
-    orphan_timeout: float = 24 * 3600.0
+    orphan_timeout: float = defaults.ORPHAN_TIMEOUT
 
 
 class Keeper:

@@ -144,6 +144,10 @@ class Proxy(threading.Thread):
         """Forward what was held of this execution, unless it was decided already."""
         self._post(lambda: self._send_iopub(self._grants.release(msg_id)[1]))
 
+    def abandon(self) -> None:
+        """Hold and withhold nothing any more: the recorder has stopped, and a failure of ours leaves plain Jupyter."""
+        self._post(lambda: self._send_iopub(self._grants.abandon()))
+
     def forget(self, msg_id: str) -> None:
         """Drop what is remembered of an execution that ended long ago."""
         self._post(lambda: self._grants.forget(msg_id))

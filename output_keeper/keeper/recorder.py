@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import zmq
 
+from output_keeper import defaults
 from output_keeper.errors import StoreCorrupted, StoreError, StoreLocked
 from output_keeper.keeper.endpoint import Endpoint
 from output_keeper.keeper.spool import Spool
@@ -45,6 +46,9 @@ class Forwarding(Protocol):
     def release(self, msg_id: str) -> None:
         """Forward what was held of this execution."""
 
+    def abandon(self) -> None:
+        """Hold and withhold nothing any more."""
+
     def stats(self) -> dict[str, Any]:
         """Give counters of what was forwarded, and of what was unusual."""
 
@@ -55,8 +59,8 @@ class RecorderSettings:
 
     path: Path
     sync: Sync = "normal"
-    flush_interval: float = 0.03  # s
-    runs_per_cell: int = 10
+    flush_interval: float = defaults.FLUSH_INTERVAL  # s
+    runs_per_cell: int = defaults.RUNS_PER_CELL
     expect_grants: bool = False
 
 
@@ -166,6 +170,7 @@ class Recorder(threading.Thread):
         except BaseException:  # what panics in pycrdt is no Exception
             # No goodbye, and the record's lock is kept: nobody is to think that the kernel has ended.
             self._log.exception("! the recorder stopped")
+            self._proxy.abandon()
             raise
         else:
             if self._endpoint is not None:

@@ -12,6 +12,7 @@ from jupyter_server._tz import utcnow
 from jupyter_server.extension.application import ExtensionApp
 from traitlets import Bool, Enum, Float, Int, Unicode
 
+from output_keeper import defaults
 from output_keeper._version import __version__
 from output_keeper.errors import OutputKeeperError
 from output_keeper.record import paths
@@ -37,11 +38,13 @@ class OutputKeeper(ExtensionApp):
 
     record_dir = Unicode("", config=True, help="The folder of the records; empty: in Jupyter's data folder.")
     hold_timeout = Float(
-        2.0,
+        defaults.HOLD_TIMEOUT,
         config=True,
         help="Seconds a cell's outputs wait for the decision who writes them, before they go to the page that ran it.",
     )
-    flush_interval = Float(0.03, config=True, help="Seconds between writes of a record while a kernel prints.")
+    flush_interval = Float(
+        defaults.FLUSH_INTERVAL, config=True, help="Seconds between writes of a record while a kernel prints."
+    )
     sync = Enum(
         ["normal", "full"],
         "normal",
@@ -52,13 +55,13 @@ class OutputKeeper(ExtensionApp):
         ),
     )
     save_interval = Float(
-        8.0,
+        defaults.SAVE_INTERVAL,
         config=True,
         help="Seconds after which a notebook that changes without pause is saved all the same.",
     )
-    runs_per_cell = Int(10, config=True, help="How many runs of a cell a record keeps.")
+    runs_per_cell = Int(defaults.RUNS_PER_CELL, config=True, help="How many runs of a cell a record keeps.")
     orphan_timeout = Float(
-        24 * 3600.0,
+        defaults.ORPHAN_TIMEOUT,
         config=True,
         help="Seconds without activity after which a kernel whose server is gone, and that no server took back, ends.",
     )

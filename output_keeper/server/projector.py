@@ -204,7 +204,12 @@ class Projector:
 
     def _supersede(self, pending: Pending) -> None:
         if pending.msg_id in self._record and self._record.view(pending.msg_id).owner == "open":
-            self._follower.release(pending.msg_id)
+            # In a room its page shows nothing of it any more. A release would leave all of that page's cells to it.
+            room = self._rooms.find(pending.path) if pending.path is not None and self._rooms.available else None
+            if room is not None and room.clients:
+                self._follower.grant(pending.msg_id)
+            else:
+                self._follower.release(pending.msg_id)
         self._settle(pending, "superseded by a later run of the cell")
 
     def _settle(self, pending: Pending, how: str) -> None:

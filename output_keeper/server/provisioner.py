@@ -1,7 +1,7 @@
 """The kernel provisioner: starts a kernel under a keeper, or attaches to a keeper that outlived its server.
 
-It imports only the standard library and jupyter_client at its top, because a default provisioner that cannot be
-imported hides every kernelspec.
+It imports only the standard library, jupyter_client and constants at its top, because a default provisioner that
+cannot be imported hides every kernelspec.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from jupyter_client.connect import KernelConnectionInfo, LocalPortCache
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
+from output_keeper import defaults
+
 if TYPE_CHECKING:
     from output_keeper.record.runs import Run
 
@@ -37,11 +39,11 @@ class LaunchSettings:
 
     record_dir: str | None = None
     expect_grants: bool = False
-    hold: float = 2.0
-    flush_interval: float = 0.03
+    hold: float = defaults.HOLD_TIMEOUT
+    flush_interval: float = defaults.FLUSH_INTERVAL
     sync: str = "normal"
-    runs_per_cell: int = 10
-    orphan_timeout: float = 24 * 3600.0
+    runs_per_cell: int = defaults.RUNS_PER_CELL
+    orphan_timeout: float = defaults.ORPHAN_TIMEOUT
     root: str = ""
 
 

@@ -233,3 +233,16 @@ def test_whatever_happens_each_message_comes_out_as_its_owner_says(steps: list[t
         ]
         assert [frames for frames in forwarded if frames[1] == parent.encode()] == expected
     assert (grants.held_bytes, grants.held_count) == (0, 0)
+
+
+def test_abandoned_nothing_is_held_or_withheld_any_more() -> None:
+    grants = Grants(expect=True, hold_for=2.0)
+    grants.requested("granted", "page", "cell", now=0.0)
+    grants.grant("granted")
+    grants.requested("open", "page", "cell", now=0.0)
+    assert grants.on_iopub("granted", "stream", [b"withheld"]) == []
+    assert grants.on_iopub("open", "stream", [b"held"]) == []
+    assert grants.abandon() == [[b"held"]]
+    assert grants.on_iopub("granted", "stream", [b"next"]) == [[b"next"]]
+    assert grants.requested("later", "page", "cell", now=1.0) is Owner.RELEASED
+    assert (grants.held_bytes, grants.next_deadline()) == (0, None)

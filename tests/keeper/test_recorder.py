@@ -53,6 +53,9 @@ class Forwarding:
     def release(self, msg_id: str) -> None:
         self.asked.append(("release", msg_id))
 
+    def abandon(self) -> None:
+        self.asked.append(("abandon", ""))
+
     def stats(self) -> dict[str, Any]:
         return {"malformed": 3}
 
@@ -631,6 +634,7 @@ def test_a_recorder_that_stopped_is_in_nobodys_way(
     kept.begins("a")
     kept.recorder.join(LIMIT)
     assert "the recorder stopped" in caplog.text
+    assert kept.proxy.asked == [("abandon", "")]  # pages show by themselves what nobody will bring them
     for _ in range(1000):
         kept.prints("a", "x" * 1000)
     assert kept.recorder.status()["waiting"] == 0
