@@ -110,17 +110,22 @@ def test_interrupted_it_leaves_nothing_behind(running: Demo, number: signal.Sign
     assert not folder.exists()
 
 
-def test_without_output_keeper_it_says_that_it_failed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+WITHOUT_US = """
+import sys
+from output_keeper.cli import demo, demo_server
+demo_server.EXTENSIONS = ("jupyter_server_ydoc", "jupyter_server_fileid")
+demo.SEES_LIMIT = 10.0
+sys.exit(demo.run_demo())
+"""
+
+
+def test_without_output_keeper_it_says_that_it_failed() -> None:
     """Plain Jupyter with collaboration writes no outputs for a client that is no page."""
-    monkeypatch.setattr(demo_server, "EXTENSIONS", ("jupyter_server_ydoc", "jupyter_server_fileid"))
-    monkeypatch.setattr(demo, "SEES_LIMIT", 10.0)
-    assert demo.run_demo() == 1
-    said = capsys.readouterr()
-    assert "The demo failed: not within 10 s: the client sees a line" in said.err
-    assert "The end of the server's log" in said.err
-    assert "All" not in said.out
+    said = subprocess.run([sys.executable, "-c", WITHOUT_US], capture_output=True, text=True, check=False, timeout=150)
+    assert said.returncode == 1
+    assert "The demo failed: not within 10 s: the client sees a line" in said.stderr
+    assert "The end of the server's log" in said.stderr
+    assert "All" not in said.stdout
 
 
 @pytest.mark.parametrize("name", ["jupyter_server_ydoc", "ipykernel"])
