@@ -38,6 +38,7 @@ class Transcript:
         self._new: dict[str, dict[str, Any]] = {}  # entries that the document does not have yet
         self._fields: dict[str, dict[str, Any]] = {}  # fields that changed since the last flush
         self._state = "starting"
+        self._working: set[str | None] = set()  # the requests that the kernel is busy with
         self._kernel: dict[str, Any] = {}
         self._pending_input: dict[str, Any] | None = None
         self._input_changed = False
@@ -210,7 +211,12 @@ class Transcript:
 
     def _status(self, content: dict[str, Any], parent: str | None) -> None:
         state = str(content.get("execution_state", ""))
-        self._state = self._kernel["state"] = state
+        if state == "busy":
+            self._working.add(parent)
+        elif state == "idle":
+            self._working.discard(parent)
+        # What is asked on the control channel ends while a cell goes on: a kernel is idle when nothing is under way.
+        self._state = self._kernel["state"] = "busy" if self._working else state
         waiting = self._pending_input
         if state == "idle" and waiting is not None and waiting["parent_id"] == parent:
             self._input(None)  # interrupted: nobody answered, and nobody can any more
@@ -261,6 +267,7 @@ class Transcript:
             if after.ended:
                 self._set(msg_id, ended=message.date)
                 del self._unended[msg_id]
+                self._working.discard(msg_id)
         return after.ended and not before.ended
 
     def _count(self, msg_id: str, content: dict[str, Any]) -> None:

@@ -744,3 +744,29 @@ def _json(message: Message) -> list[bytes]:
     parts = [message.header, message.parent_header, message.metadata, message.content]
     signed = [json.dumps(part).encode() for part in parts]
     return [b"<IDS|MSG>", SIGNER.sign(signed), *signed]
+
+
+def test_a_kernel_stays_busy_while_the_control_channel_is_served() -> None:
+    """A server that nudges a kernel asks for its info on control, and is answered while a cell runs."""
+    kernel = Kernel()
+    kernel.request("a")
+    for parent, state in [("a", "busy"), ("info", "busy"), ("info", "idle")]:
+        kernel.status(parent, state)
+        kernel.flush()
+        assert kernel.record.kernel_state == "busy"
+    assert kernel.transcript.busy
+    kernel.status("a", "idle")
+    kernel.flush()
+    assert kernel.record.kernel_state == "idle"
+
+
+def test_a_lost_idle_of_a_cell_does_not_keep_the_kernel_busy() -> None:
+    kernel = Kernel()
+    kernel.request("a")
+    kernel.status("a", "busy")
+    kernel.say("a", "execute_reply", "shell", status="ok", execution_count=1)
+    kernel.request("b")
+    kernel.status("b", "busy")
+    kernel.status("b", "idle")
+    kernel.flush()
+    assert kernel.record.kernel_state == "idle"
