@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import zmq
 import zmq.asyncio
@@ -27,6 +26,7 @@ from output_keeper.record.sync import FOLLOWER, Conversation
 ANSWER_TIMEOUT = 5.0  # s until a greeting is said again
 PING = 2.0  # s of silence until we look whether the keeper lives
 RETRY = 0.1  # s between looks for a keeper that is starting
+ADOPT_RETRY = 60.0  # s until a record that could not be written is tried again
 LOOK = 5.0  # s between looks into the store of a keeper without an endpoint
 
 
@@ -94,23 +94,24 @@ class Follower:
 
     async def _poked(self) -> None:
         """Wait for the next keeper. If none comes soon, end what the last one left unfinished."""
+        patience = PING
         while not self._poke.is_set():
+            unfinished = any(not view.state.ended for view in self.record.views())
             try:
-                await asyncio.wait_for(self._poke.wait(), PING)
+                await asyncio.wait_for(self._poke.wait(), patience if unfinished else None)
             except asyncio.TimeoutError:
-                if any(not view.state.ended for view in self.record.views()):
-                    await self._adopt()
-                else:
-                    await self._poke.wait()
+                patience = PING if await self._adopt() else ADOPT_RETRY
 
-    async def _adopt(self) -> None:
+    async def _adopt(self) -> bool:
+        """Write what nobody writes any more; False when the record cannot be written."""
         try:
             adopted = await asyncio.to_thread(adopt, self.path)
         except StoreError as error:
             self._log.error("output-keeper: %s", error)
-        else:
-            if adopted:
-                await self._read_store()
+            return False
+        if adopted:
+            await self._read_store()
+        return True
 
     async def _read_store(self) -> None:
         """Merge what the store has: the last word of a keeper that ended before we heard it."""
@@ -192,7 +193,3 @@ class Follower:
         if kind == "bye":
             self._gone = run.keeper
         return kind != "bye"
-
-    def state(self) -> dict[str, Any]:
-        """What `output-keeper status` shows of this follower."""
-        return {"connected": self.connected, "executions": len(self.record.msg_ids()), "alive": self.alive}
