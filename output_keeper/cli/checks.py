@@ -21,6 +21,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from output_keeper.defaults import PROVISIONER
 from output_keeper.errors import StoreError
 from output_keeper.record import paths
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 EXTENSION = "output_keeper"
-PROVISIONER = "output-keeper"
 COLLABORATION = "jupyter_server_ydoc"
 OLDEST = {"jupyter_server": (2, 14), "jupyter_client": (8, 6)}
 CONFIG_SECTION = "jupyter_server_config"

@@ -14,6 +14,7 @@ from traitlets import Bool, Enum, Float, Int, Unicode
 
 from output_keeper import defaults
 from output_keeper._version import __version__
+from output_keeper.defaults import PROVISIONER
 from output_keeper.errors import OutputKeeperError
 from output_keeper.record import paths
 from output_keeper.server.files import Files
@@ -24,7 +25,6 @@ from output_keeper.server.provisioner import KeeperProvisioner, LaunchSettings
 from output_keeper.server.restore import Restorer, unsettled_records
 from output_keeper.server.rooms import Rooms
 
-PROVISIONER = "output-keeper"
 LOOK = 10.0  # s between looks at the kernels; cullers count in minutes
 COLLABORATION_EVENTS = "https://schema.jupyter.org/jupyter_collaboration/session/v1"
 

@@ -58,7 +58,7 @@ class Pages:
         websocket of the kernel counts, so a page that may still show and save an output is never written over.
         """
         open_sessions = self._open_sessions(kernel_id)
-        self._seen.update((kernel_id, session) for session in open_sessions)
+        self.watch(kernel_id)
         if client_session in open_sessions:
             return True
         if (kernel_id, client_session) in self._seen:

@@ -57,18 +57,24 @@ def run_and_wait(server: Server, kernel_id: str, code: str) -> str:
         return client.text(msg_id)
 
 
-def test_a_restart_ends_the_running_cell(server: Server, notebook: str, trace: Trace) -> None:
-    """Also one that does not listen to the interrupt that the server sends first."""
-    deaf = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-    source = trace.prelude() + deaf + "print('before', flush=True); note('ran'); gate('never')"
+def left_running(server: Server, notebook: str, trace: Trace, source: str) -> tuple[str, str, str]:
+    """Run ``source`` and queue another cell behind it, and leave; give kernel_id and both msg_ids."""
     write(server.path(notebook), source, "print('queued')")
     kernel_id = server.start_session(notebook)["kernel"]["id"]
-    kept = Kept(server, kernel_id)
     client = KernelClient(server, kernel_id)
     running = client.execute(source, cell_id="cell-0")
     queued = client.execute("print('queued')", cell_id="cell-1")
     trace.wait_for("ran")
     client.leave()
+    return kernel_id, running, queued
+
+
+def test_a_restart_ends_the_running_cell(server: Server, notebook: str, trace: Trace) -> None:
+    """Also one that does not listen to the interrupt that the server sends first."""
+    deaf = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    source = trace.prelude() + deaf + "print('before', flush=True); note('ran'); gate('never')"
+    kernel_id, running, queued = left_running(server, notebook, trace, source)
+    kept = Kept(server, kernel_id)
     server.api("POST", f"kernels/{kernel_id}/restart")
     assert kept.wait_for_end(running).state.value == "interrupted"
     assert kept.wait_for_end(queued).state.value == "aborted"
@@ -81,14 +87,8 @@ def test_a_restart_ends_the_running_cell(server: Server, notebook: str, trace: T
 
 def test_a_killed_kernel_is_started_again_and_its_cell_says_so(server: Server, notebook: str, trace: Trace) -> None:
     source = trace.prelude() + "print('before', flush=True); note('ran'); gate('never')"
-    write(server.path(notebook), source, "print('queued')")
-    kernel_id = server.start_session(notebook)["kernel"]["id"]
+    kernel_id, running, queued = left_running(server, notebook, trace, source)
     kept = Kept(server, kernel_id)
-    client = KernelClient(server, kernel_id)
-    running = client.execute(source, cell_id="cell-0")
-    queued = client.execute("print('queued')", cell_id="cell-1")
-    trace.wait_for("ran")
-    client.leave()
     first = kernel_process(server, kernel_id)
     first.send_signal(signal.SIGKILL)
     assert kept.wait_for_end(running).state.value == "died"
